@@ -1,0 +1,54 @@
+"""The environment of every test and doctest: one for all, set before jax loads.
+
+Tests run on eight virtual CPU devices, without network, with implicit rank
+promotion forbidden. To run them on an accelerator, name it:
+`JAX_PLATFORMS=cuda make unit`.
+"""
+
+import atexit
+import os
+import pathlib
+import shutil
+import tempfile
+
+_ROOT = pathlib.Path(__file__).parent
+_DEVICES = "--xla_force_host_platform_device_count=8"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get(
+  "XLA_FLAGS", ""
+):
+  os.environ["XLA_FLAGS"] = f"{_DEVICES} {os.environ.get('XLA_FLAGS', '')}"
+
+# A hub name fails at once instead of after 23 s of retries, and nothing that a
+# person has cached at home can make a test pass.
+os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
+  os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="quantlab-hf-")
+  atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+os.environ["MPLBACKEND"] = "Agg"  # no window
+
+# Compiled programs outlive the run and are shared by the workers and by the
+# programs that tests start. JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_ROOT / ".cache/jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+# Broadcasting [N] against [K, N] by accident is the commonest silent bug of
+# per-channel code. Not set in the environment: programs that a test starts run
+# as a user would run them.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example of a property compiles, the others do not: no deadline.
+# Derandomized, so that a failure is the same one for everybody.
+hypothesis.settings.register_profile(
+  "quantlab", deadline=None, derandomize=True, max_examples=25
+)
+hypothesis.settings.load_profile("quantlab")
+
+# The notebooks' sources run as notebooks, not as doctest modules.
+collect_ignore_glob = ["colab/*.py"]

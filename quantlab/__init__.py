@@ -1,0 +1,57 @@
+"""quantlab: neural-network quantizers as composable functions of pytrees.
+
+import quantlab as ql
+
+plan = ql.by_path([(r"kernel$", ql.icquant(ql.rtn(3))), (r".*", ql.keep())])
+qparams = ql.quantize(plan, params)
+logits = ql.apply(model, {"params": qparams}, x)
+"""
+
+from quantlab.apply import apply
+from quantlab.core.base import (
+  INT2,
+  INT3,
+  INT4,
+  INT5,
+  INT6,
+  INT7,
+  INT8,
+  UINT2,
+  UINT3,
+  UINT4,
+  UINT5,
+  UINT6,
+  UINT7,
+  UINT8,
+  IntSpec,
+  Quantizer,
+  Range,
+  State,
+)
+from quantlab.core.numerics import per_block, per_channel, per_tensor
+from quantlab.core.qtensor import (
+  QTensor,
+  Sum,
+  bits_per_weight,
+  dequantize,
+  lift,
+  nbits,
+)
+from quantlab.methods.easyquant import easyquant
+from quantlab.methods.icquant import icquant
+from quantlab.methods.lloyd import lloyd
+from quantlab.methods.rtn import rtn
+from quantlab.transforms.compose import keep, label, masks, split, stacked
+from quantlab.transforms.estimate import (
+  absmax,
+  by_gradient,
+  minmax,
+  mse,
+  percentile,
+)
+from quantlab.transforms.fit import fit, tables
+from quantlab.transforms.labels import beyond, outliers
+from quantlab.transforms.levels import kmeans
+from quantlab.transforms.plan import Plan, by_path, chain, quantize
+from quantlab.transforms.rounding import nearest, stochastic
+from quantlab.transforms.store import gap_code, pack

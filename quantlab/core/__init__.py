@@ -1,0 +1,1 @@
+"""Numbers and data: specs, bit layouts, grids, quantized tensors."""

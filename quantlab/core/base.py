@@ -1,0 +1,162 @@
+"""The types that everything else composes.
+
+A `Quantizer` is a pair of pure functions, like an optax transformation: `init`
+builds its `State`, `apply` refines a `QTensor` into a `QTensor`. What an
+optimizer moves (`State.learned`) and what `apply` itself moves (`State.stats`)
+never mix: `apply` returns stats only.
+
+Shape letters: G shape of a grid, E elements per grid cell.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+T = TypeVar("T")
+
+
+def static(**kwargs: Any) -> Any:
+  """A dataclass field that is metadata: part of the type, not of the data."""
+  return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def pytree(cls: type[T]) -> type[T]:
+  """Makes a class a frozen dataclass that jax sees as a pytree."""
+  return jax.tree_util.register_dataclass(
+    dataclasses.dataclass(frozen=True)(cls)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class IntSpec:
+  """The integers a code can be.
+
+  Attributes:
+    bits: storage bits of one code, 1 to 16.
+    signed: codes are two's complement rather than starting at 0.
+    symmetric: the grid's zero is the code 0 exactly; no zero point is fitted.
+    narrow: a signed symmetric spec drops the lowest code, so 4 bits are
+      -7..7 with step absmax/7. With `narrow=False` they are -8..7 with step
+      absmax/7.5. Both conventions are in use; it has no effect elsewhere.
+
+  Example:
+    >>> IntSpec(4).lo, IntSpec(4).hi
+    (-8, 7)
+    >>> IntSpec(4, symmetric=True).lo, IntSpec(4, signed=False).hi
+    (-7, 15)
+  """
+
+  bits: int
+  _: dataclasses.KW_ONLY
+  signed: bool = True
+  symmetric: bool = False
+  narrow: bool = True
+
+  def __post_init__(self):
+    if isinstance(self.bits, bool) or not isinstance(self.bits, int):
+      raise TypeError(f"bits must be an integer, got {self.bits!r}")
+    if not 1 <= self.bits <= 16:
+      raise ValueError(f"bits must be in 1..16, got {self.bits}")
+    if self.bits == 1 and self.signed and self.symmetric and self.narrow:
+      raise ValueError("a narrow symmetric 1-bit spec holds only the code 0")
+
+  @property
+  def lo(self) -> int:
+    """The smallest code."""
+    if not self.signed:
+      return 0
+    return -(2 ** (self.bits - 1)) + int(self.symmetric and self.narrow)
+
+  @property
+  def hi(self) -> int:
+    """The largest code."""
+    return 2 ** (self.bits - self.signed) - 1
+
+  @property
+  def absmax_code(self) -> float:
+    """The (possibly half-integer) code a symmetric spec gives to absmax."""
+    return self.hi + (0.5 if self.signed and not self.narrow else 0.0)
+
+
+INT2, INT3, INT4, INT5, INT6, INT7, INT8 = map(IntSpec, range(2, 9))
+UINT2, UINT3, UINT4, UINT5, UINT6, UINT7, UINT8 = (
+  IntSpec(bits, signed=False) for bits in range(2, 9)
+)
+
+
+class Range(NamedTuple):
+  """The interval a grid covers: `lo` and `hi`, `[*G]` float each."""
+
+  lo: Array
+  hi: Array
+
+
+class State(NamedTuple):
+  """What a quantizer carries between steps.
+
+  Attributes:
+    learned: moved by an optimizer, e.g. a scale that is trained.
+    stats: moved by `Quantizer.apply`, e.g. a running range.
+  """
+
+  learned: PyTree = ()
+  stats: PyTree = ()
+
+
+class Quantizer(NamedTuple):
+  """Refines a quantized tensor into a quantized tensor.
+
+  Both functions also take a float array, which counts as the trivial `QTensor`
+  whose codes are its values.
+
+  Attributes:
+    init: `init(q) -> State`.
+    apply: `apply(q, state, key) -> (q, stats)`. `key` is `None` or a PRNG key;
+      a random stage raises `ValueError` without one.
+  """
+
+  init: Callable[[Any], State]
+  apply: Callable[[Any, State, Array | None], tuple[Any, PyTree]]
+
+
+class Estimator(Protocol):
+  """Chooses the range of every row."""
+
+  def __call__(self, rows: Array, mask: Array, spec: IntSpec) -> Range:
+    """Estimates `[*G]` ranges.
+
+    Args:
+      rows: `[*G, E]` float values.
+      mask: `[*G, E]` bool, the elements to cover. Values outside it are real
+        weights that some other part of a decomposition stores.
+      spec: the codes the range will be divided into.
+
+    Returns:
+      The range of each row; for a row with an empty mask, `(0, 0)`.
+    """
+    ...
+
+
+class LevelFitter(Protocol):
+  """Places the levels of every row's codebook."""
+
+  def __call__(self, rows: Array, weight: Array, levels: int) -> Array:
+    """Fits ascending tables `[*G, levels]` to rows `[*G, E]` and weights."""
+    ...
+
+
+class Labeler(Protocol):
+  """Assigns each element of a tensor to a part."""
+
+  def __call__(self, x: Array, mask: Array) -> Any:
+    """Labels `x`: a plane of small integers, or a stored form of one."""
+    ...
+
+
+Granularity = Callable[[tuple[int, ...]], tuple[int, ...]]
+"""Maps a tensor's shape to its grid's: same rank, each dimension a divisor."""

@@ -1,0 +1,219 @@
+"""Grids: what codes mean.
+
+A grid maps values to real-valued codes (`encode`) and codes back to values
+(`decode`); integers within `bounds` are the levels. `encode` is monotone within
+a row and linear between levels, so that rounding a code rounds the value, and
+one rounding stage serves every grid.
+
+A grid's array has the tensor's rank, and each of its dimensions divides the
+tensor's: that is its granularity.
+
+Shape letters: C levels of a codebook; G the shape of a grid.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from quantlab.core import base, numerics
+
+Array = jax.Array
+
+
+class Grid(Protocol):
+  """What every grid offers."""
+
+  @property
+  def bounds(self) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    ...
+
+  def encode(self, x: Array) -> Array:
+    """Real-valued codes of `x`, not clipped."""
+    ...
+
+  def decode(self, codes: Array) -> Array:
+    """Values of codes."""
+    ...
+
+
+@base.pytree
+class Raw:
+  """The trivial grid: the codes are the values.
+
+  Attributes:
+    mask: which elements belong to this part of a decomposition; of the
+      tensor's shape, or a scalar. An element outside is 0 in this part, but its
+      value stays in the codes, for estimators that look at the whole row.
+    tails: the elements are two tails around an empty middle, so a uniform grid
+      does best to give each side a half of the codes.
+  """
+
+  mask: Array
+  tails: bool = base.static(default=False)
+
+  def decode(self, codes: Array) -> Array:
+    """The values of this part."""
+    return jnp.where(self.mask, codes, 0)
+
+
+@base.pytree
+class Affine:
+  """A uniform grid: `value = (code - zero) * scale`.
+
+  This form has no sum of products that a compiler may contract, so the values
+  are the same bits in every context.
+
+  Attributes:
+    scale: G float, the step, above 0.
+    zero: G or all-ones shape, the (real-valued) code of 0.
+    spec: the codes.
+  """
+
+  scale: Array
+  zero: Array
+  spec: base.IntSpec = base.static()
+
+  @property
+  def bounds(self) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    return self.spec.lo, self.spec.hi
+
+  def encode(self, x: Array) -> Array:
+    """Real-valued codes of `x`."""
+    return x / self._over(self.scale, x) + self._over(self.zero, x)
+
+  def decode(self, codes: Array) -> Array:
+    """Values of codes."""
+    return (codes - self._over(self.zero, codes)) * self._over(
+      self.scale, codes
+    )
+
+  def _over(self, a: Array, x: Array) -> Array:
+    return numerics.expand(a.astype(x.dtype), x.shape)
+
+
+@base.pytree
+class Codebook:
+  """A table of levels per grid cell.
+
+  Attributes:
+    levels: `[*G, C]` float, ascending.
+  """
+
+  levels: Array
+
+  @property
+  def bounds(self) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    return 0, self.levels.shape[-1] - 1
+
+  def encode(self, x: Array) -> Array:
+    """The place of `x` among the levels, linear in between."""
+    codes = jnp.zeros_like(x)
+    below = self._level(0, x)
+    for j in range(1, self.levels.shape[-1]):
+      level = self._level(j, x)
+      width = level - below
+      part = (x - below) / jnp.where(width > 0, width, 1)
+      # Of equal levels the first is used: a value on them stays below.
+      codes += jnp.where(width > 0, jnp.clip(part, 0, 1), x > below)
+      below = level
+    return codes
+
+  def decode(self, codes: Array) -> Array:
+    """Levels of codes; between two codes, the straight line."""
+    lower = upper = self._level(0, codes)
+    for j in range(1, self.levels.shape[-1]):
+      level = self._level(j, codes)
+      lower = jnp.where(codes >= j, level, lower)
+      upper = jnp.where(codes > j - 1, level, upper)
+    return lower + (codes - jnp.floor(codes)) * (upper - lower)
+
+  def _level(self, j: int, x: Array) -> Array:
+    return numerics.expand(self.levels[..., j].astype(x.dtype), x.shape)
+
+
+@base.pytree
+class Tails:
+  """Two uniform grids side by side: the first bit of a code is the sign.
+
+  Attributes:
+    lower: the grid of negative values, unsigned with one bit less than `spec`.
+    upper: the grid of the others, likewise.
+    spec: the codes; the lower half belongs to `lower`.
+  """
+
+  lower: Affine
+  upper: Affine
+  spec: base.IntSpec = base.static()
+
+  @property
+  def bounds(self) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    lo = -(2 ** (self.spec.bits - 1)) if self.spec.signed else 0
+    return lo, lo + 2**self.spec.bits - 1
+
+  def encode(self, x: Array) -> Array:
+    """Real-valued codes, clipped to the half that the sign selects."""
+    half, lo = self._half, self.bounds[0]
+    lower = jnp.clip(self.lower.encode(x), 0, half - 1)
+    upper = jnp.clip(self.upper.encode(x), 0, half - 1)
+    return jnp.where(x < 0, lower, upper + half) + lo
+
+  def decode(self, codes: Array) -> Array:
+    """Values of codes."""
+    half = self._half
+    codes = codes - self.bounds[0]
+    return jnp.where(
+      codes < half, self.lower.decode(codes), self.upper.decode(codes - half)
+    )
+
+  @property
+  def _half(self) -> int:
+    return 2 ** (self.spec.bits - 1)
+
+
+@base.pytree
+class Labelled:
+  """One plane of codes, several grids: a label says which one decodes a code.
+
+  Attributes:
+    labels: a plane of small integers of the tensor's shape, or a stored form
+      of one (see `quantlab.core.stored`).
+    grids: the grid of each label.
+  """
+
+  labels: Any
+  grids: tuple[Any, ...]
+
+  @property
+  def bounds(self) -> tuple[int, int]:
+    """The smallest and the largest code of any label."""
+    lo, hi = zip(*(grid.bounds for grid in self.grids), strict=True)
+    return min(lo), max(hi)
+
+  def encode(self, x: Array) -> Array:
+    """Real-valued codes, each on the grid of its label."""
+    return self._select([grid.encode(x) for grid in self.grids])
+
+  def decode(self, codes: Array) -> Array:
+    """Values of codes."""
+    return self._select([grid.decode(codes) for grid in self.grids])
+
+  def _select(self, planes: list[Array]) -> Array:
+    return select(plain(self.labels), planes)
+
+
+def plain(stored: Any) -> Array:
+  """An integer plane from any of its stored forms."""
+  return stored.unpack() if hasattr(stored, "unpack") else stored
+
+
+def select(labels: Array, planes: list[Array]) -> Array:
+  """Takes each element from the plane that its label names."""
+  out = planes[0]
+  for j, plane in enumerate(planes[1:], start=1):
+    out = jnp.where(labels == j, plane, out)
+  return out

@@ -1,0 +1,217 @@
+"""Stored forms of integer planes and of sparse values.
+
+Each is a small pytree with `unpack()`. Axes are counted from the end, so the
+same value can gain leading axes (`vmap`, stacked layers) or lose them (`scan`).
+
+Shape letters: K packed codes, W words, R rows, P marks per row, D row length,
+S symbols.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from quantlab.core import base, bits, gaps, numerics
+
+Array = jax.Array
+Shape = tuple[int, ...]
+
+
+@base.pytree
+class Packed:
+  """Integers of n bits in uint32 words, in the layout of `quantlab.core.bits`.
+
+  Attributes:
+    words: uint32; `axes` folded into one axis of W words, which stands where
+      the last of them stood.
+    bits: n.
+    lo: the integer that is stored as 0.
+    axes: the folded axes, ascending, counted from the end.
+    dims: their sizes; K is the product.
+  """
+
+  words: Array
+  bits: int = base.static()
+  lo: int = base.static()
+  axes: Shape = base.static()
+  dims: Shape = base.static()
+
+  @classmethod
+  def pack(cls, codes: Array, bits_: int, lo: int, axes: Shape) -> "Packed":
+    """Packs integers in `[lo, lo + 2**bits)` along `axes`."""
+    dims = tuple(codes.shape[axis] for axis in axes)
+    place = axes[-1]
+    folded = jnp.moveaxis(numerics.fold(codes, axes), -1, place)
+    words = bits.pack(_unsigned(folded, lo), bits_, place)
+    return cls(words, bits_, lo, axes, dims)
+
+  def unpack(self) -> Array:
+    """The integers: uint8 where `lo` is 0, else int16 or int8."""
+    place = self.axes[-1]
+    codes = bits.unpack(self.words, self.bits, _size(self.dims), place)
+    if self.lo:
+      hi = self.lo + 2**self.bits - 1
+      small = self.lo >= -128 and hi <= 127
+      codes = codes.astype(jnp.int8 if small else jnp.int16) + self.lo
+    return numerics.unfold(jnp.moveaxis(codes, place, -1), self.axes, self.dims)
+
+  @property
+  def shape(self) -> Shape:
+    """Shape of the integers."""
+    return jax.eval_shape(self.unpack).shape
+
+
+def packing_axes(shape: Shape, bits_: int, reduced: Shape) -> Shape:
+  """The axes to pack so that words hold no padding, where that is possible.
+
+  In order of preference: the axes that share a grid cell (rows stay apart,
+  which keeps shardings and stacked layers intact), all but the last, all.
+  """
+  rank = len(shape)
+  every = tuple(range(-rank, 0))
+  candidates = [reduced] if 0 < len(reduced) < rank else []
+  for axes in [*candidates, every[:-1]]:
+    size = _size(tuple(shape[axis] for axis in axes))
+    if axes and size * bits_ == 32 * bits.num_words(size, bits_):
+      return axes
+  return every
+
+
+@base.pytree
+class Marks:
+  """A label plane of 0 and 1 with the same number of ones in every row.
+
+  Attributes:
+    positions: `[..., P]` int32, ascending; the leading axes are those that do
+      not belong to a row.
+    axes: the axes that a row spans, ascending, counted from the end.
+    dims: their sizes; D is the product.
+  """
+
+  positions: Array
+  axes: Shape = base.static()
+  dims: Shape = base.static()
+
+  def unpack(self) -> Array:
+    """The bool plane. Positions outside the row are dropped."""
+    dim = _size(self.dims)
+    at = jnp.where(self.positions < 0, dim, self.positions)
+    plane = numerics.scatter(at, jnp.ones(at.shape, bool), dim)
+    return numerics.unfold(plane, self.axes, self.dims)
+
+
+STREAM_ROWS = 128
+"""Rows that share one stream of gap symbols, where they divide the rows."""
+
+
+@base.pytree
+class GapCoded:
+  """`Marks` in the gap code of `quantlab.core.gaps`.
+
+  Streams of 128 rows keep the padding to the longest stream well under 1 %,
+  can be decoded side by side and sharded.
+
+  Attributes:
+    symbols: `[..., streams, S]` integers, packed.
+    outer: shape of the axes that do not belong to a row.
+    marks: P.
+    bits: b, of one symbol.
+    axes: the axes that a row spans, ascending, counted from the end.
+    dims: their sizes.
+  """
+
+  symbols: Packed
+  outer: Shape = base.static()
+  marks: int = base.static()
+  bits: int = base.static()
+  axes: Shape = base.static()
+  dims: Shape = base.static()
+
+  @classmethod
+  def encode(cls, marks: Marks, bits_: int) -> "GapCoded":
+    """Encodes marks, with room for the longest possible streams."""
+    *outer, count = marks.positions.shape
+    streams = _streams(tuple(outer))
+    symbols = gaps.encode(
+      marks.positions.reshape(*streams, count), _size(marks.dims), bits_
+    )
+    packed = Packed.pack(symbols, bits_, 0, (-1,))
+    return cls(packed, tuple(outer), count, bits_, marks.axes, marks.dims)
+
+  def decode(self) -> Marks:
+    """The marks."""
+    symbols = self.symbols.unpack()
+    num_rows = _streams(self.outer)[1]
+    positions = gaps.decode(symbols, num_rows, self.marks, self.bits)
+    batch = symbols.shape[:-2]
+    positions = positions.reshape(*batch, *self.outer, self.marks)
+    return Marks(positions, self.axes, self.dims)
+
+  def unpack(self) -> Array:
+    """The bool plane."""
+    return self.decode().unpack()
+
+  def trim(self) -> "GapCoded":
+    """Drops the flags that end every stream. Needs concrete values."""
+    symbols = self.symbols.unpack()
+    used = jnp.any(symbols > 0, axis=tuple(range(symbols.ndim - 1)))
+    size = int(
+      jnp.max(jnp.where(used, jnp.arange(used.size) + 1, 0), initial=0)
+    )
+    packed = Packed.pack(symbols[..., :size], self.bits, 0, (-1,))
+    return GapCoded(
+      packed, self.outer, self.marks, self.bits, self.axes, self.dims
+    )
+
+
+@base.pytree
+class Sparse:
+  """Exact values at few positions, zero elsewhere.
+
+  Attributes:
+    index: `[P]` uint32 positions in the flattened tensor, ascending.
+    values: `[P]`.
+    dims: the tensor's shape.
+  """
+
+  index: Array
+  values: Array
+  dims: Shape = base.static()
+
+  @classmethod
+  def from_dense(cls, x: Array, mask: Array) -> "Sparse":
+    """Collects the values under a concrete mask."""
+    index = jnp.flatnonzero(jnp.broadcast_to(mask, x.shape))
+    return cls(index.astype(jnp.uint32), x.reshape(-1)[index], x.shape)
+
+  def dequantize(self) -> Array:
+    """The dense tensor."""
+    flat = jnp.zeros(_size(self.dims), self.values.dtype)
+    return flat.at[self.index].set(self.values).reshape(self.dims)
+
+  @property
+  def shape(self) -> Shape:
+    """Shape of the dense tensor."""
+    return self.dims
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Type of the values."""
+    return self.values.dtype
+
+
+def _unsigned(codes: Array, lo: int) -> Array:
+  # Integral floats (a rounding stage's output) and integers alike.
+  return (codes.astype(jnp.int32) - lo).astype(jnp.uint32)
+
+
+def _streams(outer: Shape) -> Shape:
+  total = _size(outer)
+  num_rows = STREAM_ROWS if total % STREAM_ROWS == 0 else total
+  return (total // num_rows if num_rows else 0, num_rows)
+
+
+def _size(dims: Shape) -> int:
+  size = 1
+  for n in dims:
+    size *= n
+  return size

@@ -1,0 +1,1 @@
+"""One paper, one file: each method is a sentence over the primitives."""

@@ -1,0 +1,55 @@
+"""Round to nearest on a uniform grid over each row's range.
+
+The baseline of every paper here, and the inner quantizer of most.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from quantlab.core import base, numerics
+from quantlab.transforms import estimate, fit, plan, rounding
+
+
+def rtn(
+  bits: int,
+  *,
+  symmetric: bool = False,
+  narrow: bool = True,
+  granularity: base.Granularity = numerics.per_output,
+  estimator: base.Estimator | None = None,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+) -> base.Quantizer:
+  """Rounds to the nearest of `2**bits` evenly spaced levels.
+
+  Args:
+    bits: of a code, 2 to 8.
+    symmetric: the grid is symmetric around 0 and has a level there. Without
+      it the ends of the range are levels, and 0 in general is not.
+    narrow: symmetric codes leave out the lowest one (step absmax / 7 at 4
+      bits); with `False` they are all used (step absmax / 7.5).
+    granularity: which elements share a grid; by default each output channel
+      of a kernel `[..., K, N]` has its own.
+    estimator: of the range; `minmax`, or `absmax` where symmetric.
+    dtype: what scales and zero points are stored in.
+
+  Returns:
+    A quantizer.
+
+  Raises:
+    ValueError: `bits` is outside 2..8.
+
+  Example:
+    >>> import quantlab as ql
+    >>> w = jnp.array([[-1.0], [0.1], [0.3], [2.0]])
+    >>> ql.dequantize(ql.quantize(rtn(2), w)).ravel().tolist()
+    [-1.0, 0.0, 0.0, 2.0]
+  """
+  if not 2 <= bits <= 8:
+    raise ValueError(f"rtn takes 2 to 8 bits, got {bits=}")
+  spec = base.IntSpec(
+    bits, signed=symmetric, symmetric=symmetric, narrow=narrow
+  )
+  if estimator is None:
+    estimator = estimate.absmax if symmetric else estimate.minmax
+  grid = fit.fit(estimator, spec, granularity, dtype=dtype)
+  return plan.chain(grid, rounding.nearest())

@@ -1,0 +1,1 @@
+"""Quantizer primitives, each a pure function of a quantized tensor."""

@@ -1,0 +1,95 @@
+"""Grid stages that are computed from the tensor itself."""
+
+import jax
+import jax.numpy as jnp
+
+from quantlab.core import base, grids, numerics, qtensor
+from quantlab.transforms import compose, estimate
+
+Array = jax.Array
+
+
+def fit(
+  estimator: base.Estimator,
+  spec: base.IntSpec,
+  granularity: base.Granularity,
+  *,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+) -> base.Quantizer:
+  """Gives the tensor a uniform grid over estimated ranges.
+
+  Of two tails around an empty middle (`label` makes them of outliers) each
+  gets half of the codes, its grid running from its smallest to its largest
+  magnitude whatever the estimator.
+
+  Args:
+    estimator: chooses each row's range.
+    spec: the codes.
+    granularity: tensor shape to grid shape.
+    dtype: what scales and zero points are stored in.
+
+  Returns:
+    A quantizer; its codes are not yet rounded.
+
+  Example:
+    >>> import quantlab as ql
+    >>> q4 = ql.chain(
+    ...   ql.fit(ql.minmax, ql.INT4, ql.per_block(0, 128)), ql.nearest()
+    ... )
+    >>> ql.bits_per_weight(ql.quantize(q4, jnp.ones((256, 64))))
+    4.5
+  """
+
+  def apply(q):
+    x, raw = qtensor.values(q)
+    cells = granularity(x.shape)
+    rows = numerics.rows(x, cells)
+
+    def affine(estimator, mask, spec):
+      mask = numerics.rows(jnp.broadcast_to(mask, x.shape), cells)
+      range_ = estimator(rows, mask, spec)
+      scale, zero = numerics.affine_from_range(range_, spec, dtype)
+      return grids.Affine(scale, zero, spec)
+
+    if raw.tails:
+      half = base.IntSpec(spec.bits - 1, signed=False)
+      lower = affine(estimate.minmax, raw.mask & (x < 0), half)
+      upper = affine(estimate.minmax, raw.mask & (x >= 0), half)
+      grid = grids.Tails(lower, upper, spec)
+    else:
+      grid = affine(estimator, raw.mask, spec)
+    return qtensor.QTensor(grid.encode(raw.decode(x)), grid, q.dtype)
+
+  return compose.stage(apply)
+
+
+def tables(
+  fitter: base.LevelFitter,
+  bits: int,
+  granularity: base.Granularity,
+  *,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+) -> base.Quantizer:
+  """Gives the tensor a codebook of fitted levels per row.
+
+  Args:
+    fitter: places the levels of each row.
+    bits: of a code; a table has `2**bits` levels.
+    granularity: tensor shape to grid shape.
+    dtype: what the levels are stored in.
+
+  Returns:
+    A quantizer; its codes are not yet rounded.
+  """
+
+  def apply(q):
+    x, raw = qtensor.values(q)
+    cells = granularity(x.shape)
+    weight = jnp.broadcast_to(raw.mask, x.shape).astype(x.dtype)
+    levels = fitter(
+      numerics.rows(x, cells), numerics.rows(weight, cells), 2**bits
+    )
+    grid = grids.Codebook(levels.astype(dtype))
+    return qtensor.QTensor(grid.encode(raw.decode(x)), grid, q.dtype)
+
+  return compose.stage(apply)

@@ -1,0 +1,56 @@
+"""Rounding stages: real-valued codes to integers within the grid's bounds."""
+
+import jax
+import jax.numpy as jnp
+
+from quantlab.core import base, numerics, qtensor
+from quantlab.transforms import compose
+
+Array = jax.Array
+
+
+def nearest() -> base.Quantizer:
+  """Clips, then rounds half to even; the gradient passes straight through.
+
+  The order matters: rounded first, every saturated code would sit on the clip
+  bound, where the derivative of a clip is not defined.
+
+  Example:
+    >>> import quantlab as ql
+    >>> q = ql.chain(ql.fit(ql.absmax, ql.INT4, ql.per_tensor), ql.nearest())
+    >>> x = jnp.array([-1.0, 0.0, 0.1, 1.0])
+    >>> print(ql.dequantize(ql.quantize(q, x)).round(3))
+    [-1.    -0.067  0.067  1.   ]
+  """
+  return compose.stage(
+    lambda q: _rounded(q, lambda codes: numerics.ste_round(codes))
+  )
+
+
+def stochastic() -> base.Quantizer:
+  """Clips, then rounds up with the probability of the fractional part.
+
+  Unbiased within the range. Needs a key.
+
+  Raises:
+    ValueError: (when applied) there is no key.
+  """
+
+  def apply(q, state, key):
+    if key is None:
+      raise ValueError("stochastic rounding needs a PRNG key, got key=None")
+
+    def rounding(codes):
+      noise = jax.random.uniform(key, codes.shape, codes.dtype)
+      up = jnp.floor(jax.lax.stop_gradient(codes) + noise)
+      return codes + jax.lax.stop_gradient(up - codes)
+
+    return _rounded(qtensor.lift(q), rounding), ()
+
+  return base.Quantizer(init=lambda q: base.State(), apply=apply)
+
+
+def _rounded(q, rounding):
+  lo, hi = q.grid.bounds
+  codes = rounding(jax.lax.clamp(float(lo), q.codes, float(hi)))
+  return qtensor.QTensor(codes, q.grid, q.dtype)
