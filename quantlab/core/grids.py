@@ -111,28 +111,42 @@ class Codebook:
 
   def encode(self, x: Array) -> Array:
     """The place of `x` among the levels, linear in between."""
-    codes = jnp.zeros_like(x)
-    below = self._level(0, x)
-    for j in range(1, self.levels.shape[-1]):
-      level = self._level(j, x)
+
+    def step(carry, level):
+      codes, below = carry
       width = level - below
       part = (x - below) / jnp.where(width > 0, width, 1)
       # Of equal levels the first is used: a value on them stays below.
       codes += jnp.where(width > 0, jnp.clip(part, 0, 1), x > below)
-      below = level
-    return codes
+      return codes, level
+
+    first = numerics.expand(self.levels[..., 0].astype(x.dtype), x.shape)
+    return self._each(step, (jnp.zeros_like(x), first), x)[0]
 
   def decode(self, codes: Array) -> Array:
     """Levels of codes; between two codes, the straight line."""
-    lower = upper = self._level(0, codes)
-    for j in range(1, self.levels.shape[-1]):
-      level = self._level(j, codes)
+
+    def step(carry, level):
+      lower, upper, j = carry
       lower = jnp.where(codes >= j, level, lower)
       upper = jnp.where(codes > j - 1, level, upper)
+      return lower, upper, j + 1
+
+    first = numerics.expand(
+      self.levels[..., 0].astype(codes.dtype), codes.shape
+    )
+    one = jnp.ones((), codes.dtype)
+    lower, upper, _ = self._each(step, (first, first, one), codes)
     return lower + (codes - jnp.floor(codes)) * (upper - lower)
 
-  def _level(self, j: int, x: Array) -> Array:
-    return numerics.expand(self.levels[..., j].astype(x.dtype), x.shape)
+  def _each(self, step: Any, carry: Any, x: Array) -> Any:
+    """Steps through the levels above the first, 16 to one fused loop."""
+    levels = jnp.moveaxis(self.levels[..., 1:], -1, 0).astype(x.dtype)
+
+    def body(carry, level):
+      return step(carry, numerics.expand(level, x.shape)), None
+
+    return jax.lax.scan(body, carry, levels, unroll=16)[0]
 
 
 @base.pytree

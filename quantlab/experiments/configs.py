@@ -10,7 +10,8 @@ Names, arguments and types are checked against the functions' own signatures,
 so this file holds no second list of what a method takes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import difflib
 import functools
 import inspect
@@ -87,6 +88,18 @@ class Shared:
     """Returns a value and marks it used."""
     self.unused.discard(name)
     return self.values[name]
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+  """Raises what a person can mend as an `InputError` of one line."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (ImportError, OSError, TypeError, ValueError) as error:
+    line = str(error).strip().partition("\n")[0]
+    raise InputError(line or type(error).__name__) from error
 
 
 def build(

@@ -8,7 +8,7 @@ batch shape, and decode every tensor again for every batch.
 Shape letters: Q queries and as many documents, D width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,10 @@ from quantlab.models import checkpoint, tokens
 Array = jax.Array
 Params = Any
 
-Embed = Callable[[Params, Array, Array], Array]
-"""Maps parameters, `[B, T]` ids and `[B, T]` mask to `[B, D]`."""
+Embed = Callable[..., np.ndarray]
+"""`embed(params, track=...)`: `[2 Q, D]`, the queries, then the documents.
+
+`track` wraps the list of batches in an iterator that shows progress."""
 
 
 class Task(NamedTuple):
@@ -88,42 +90,32 @@ def task(
   return Task(pairs, batch_size)
 
 
-def embedder(encoder: checkpoint.Checkpoint) -> Embed:
-  """The compiled forward of an encoder, for float parameters."""
-
-  @jax.jit
-  def embed(params, ids, mask):
-    hidden = encoder.model.apply({"params": params}, ids, mask)
-    return encoder.pool(hidden, mask)
-
-  return embed
-
-
-def batches(task: Task, encode: tokens.Encode) -> list[Any]:
-  """The texts of a task as token arrays: all queries, then all documents."""
-  texts = [*task.pairs.queries, *task.pairs.documents]
-  return list(tokens.batches(encode, texts, batch_size=task.batch_size))
-
-
-def embeddings(
-  embed: Embed, params: Params, batches: Iterable[Any], count: int
-) -> np.ndarray:
-  """Embeds the texts of `batches`.
+def embedder(encoder: checkpoint.Checkpoint, task: Task) -> Embed:
+  """The embeddings of a task's texts as a function of float parameters.
 
   Args:
-    embed: the forward.
-    params: float parameters.
-    batches: as `tokens.batches` yields.
-    count: how many texts there are.
-
-  Returns:
-    `[count, D]` float32, in the order of the texts.
+    encoder: the model; its own parameters are not used.
+    task: the texts.
   """
-  out: dict[int, np.ndarray] = {}
-  for ids, mask, rows in batches:
-    vectors = np.asarray(embed(params, ids, mask), np.float32)
-    out.update(zip(rows.tolist(), vectors))
-  return np.stack([out[i] for i in range(count)])
+  texts = [*task.pairs.queries, *task.pairs.documents]
+  batches = list(
+    tokens.batches(encoder.encode, texts, batch_size=task.batch_size)
+  )
+
+  @jax.jit
+  def forward(params, ids, mask):
+    hidden: Any = encoder.model.apply({"params": params}, ids, mask)
+    return encoder.pool(hidden, mask)
+
+  def embed(params, track=iter):
+    out: dict[int, np.ndarray] = {}
+    for ids, mask, rows in track(batches):
+      vectors = np.asarray(forward(params, ids, mask), np.float32)
+      # The batch may end in filler.
+      out.update(zip(rows.tolist(), vectors, strict=False))
+    return np.stack([out[i] for i in range(len(texts))])
+
+  return embed
 
 
 def compare(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -157,7 +149,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
   """Mean cosine of the rows of two `[R, D]` arrays; 0 for a row of zeros.
 
   Example:
-    >>> cosine(np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
+    >>> cosine(
+    ...   np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[2.0, 0.0], [0.0, 1.0]])
+    ... )
     0.9
   """
   dot = np.sum(a * b, axis=1)
@@ -169,24 +163,26 @@ def top1(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
   """Index of each query's first document, `[Q]`.
 
   Example:
-    >>> top1(np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    >>> top1(
+    ...   np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    ... )
     array([1, 0])
   """
   return np.argmax(queries @ documents.T, axis=1)
 
 
-def error(original: Array, restored: Array) -> Error:
+def damage(original: Array, restored: Array) -> Error:
   """Compares a tensor with what is left of it.
 
   Example:
-    >>> error(jnp.array([3.0, 4.0]), jnp.array([3.0, 4.5]))
+    >>> damage(jnp.array([3.0, 4.0]), jnp.array([3.0, 4.5]))
     Error(signal=25.0, noise=0.25, worst=0.5)
   """
-  return Error(*(float(value) for value in _error(original, restored)))
+  return Error(*(float(value) for value in _damage(original, restored)))
 
 
 @jax.jit
-def _error(original: Array, restored: Array) -> tuple[Array, Array, Array]:
+def _damage(original: Array, restored: Array) -> tuple[Array, Array, Array]:
   x, y = (v.astype(jnp.float32) for v in (original, restored))
   worst = jnp.max(jnp.abs(x - y), initial=0)
   return jnp.sum(x * x), jnp.sum((x - y) ** 2), worst
@@ -198,14 +194,14 @@ def total(errors: Sequence[Error]) -> Error:
   return Error(sum(signal), sum(noise), max(worst, default=0.0))
 
 
-def sqnr(error: Error) -> float | None:
+def sqnr(found: Error) -> float | None:
   """Signal to quantization noise in dB; None where nothing was lost.
 
   Example:
     >>> sqnr(Error(signal=100.0, noise=1.0, worst=1.0))
     20.0
   """
-  if not error.noise:
+  if not found.noise:
     return None
-  ratio = error.signal / error.noise
+  ratio = found.signal / found.noise
   return float(10 * np.log10(ratio)) if ratio else -float("inf")

@@ -10,13 +10,14 @@ A config of the ptq job has these sections, all plain data:
   model, data, read by `ptq`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import re
 from typing import Any, NamedTuple
 
 from quantlab.core import base
 from quantlab.experiments import configs
+from quantlab.transforms import plan
 
 SECTIONS = ("model", "data", "rules", "weights", "sweep")
 
@@ -54,12 +55,23 @@ class Variant(NamedTuple):
   bits: int | None
   rules: tuple[Rule, ...]
 
+  def place(self, paths: Iterable[str]) -> tuple[dict[str, Rule], list[str]]:
+    """The rule of each leaf, and the patterns that no leaf uses.
+
+    Raises:
+      InputError: a leaf matches no rule; names it.
+    """
+    pairs = [(rule.pattern, rule) for rule in self.rules]
+    with configs.explained():
+      chosen, unused = plan.match(pairs, list(paths))
+    return {path: self.rules[i] for path, i in chosen.items()}, unused
+
 
 def variants(config: Mapping[str, Any]) -> list[Variant]:
   """Reads the variants of a plain config; see `configs.plain`.
 
   Raises:
-    configs.InputError: it names the place in the config.
+    InputError: it names the place in the config.
 
   Example:
     >>> config = dict(

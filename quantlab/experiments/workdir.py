@@ -3,8 +3,8 @@
   run.json               config, hashes of weights and data, environment
   ptq.log                the log, of all starts
   float/                 embeddings and scores of the float model
-  <variant>/leaves/      quantized leaves, one checkpoint each, until the
-  <variant>/params/      checkpoint of the whole model replaces them
+  <variant>/leaves/      quantized leaves so far, one checkpoint each
+  <variant>/params/      checkpoint of the whole packed model
   <variant>/result.json  scores and rows per layer: the variant is finished
   report.json, report.csv, report.png
 
@@ -13,9 +13,10 @@ goes on where it was.
 """
 
 from collections.abc import Iterator, Mapping
-import contextlib
 import hashlib
 import json
+import logging
+import math
 import os
 import pathlib
 import shutil
@@ -27,17 +28,7 @@ from quantlab.experiments import checkpoint, configs
 
 PyTree = Any
 
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-  """Raises what a person can mend as an `InputError` of one line."""
-  try:
-    yield
-  except configs.InputError:
-    raise
-  except (ImportError, OSError, TypeError, ValueError) as error:
-    line = str(error).strip().partition("\n")[0]
-    raise configs.InputError(line or type(error).__name__) from error
+_LOG = logging.getLogger(__name__)
 
 
 class Workdir:
@@ -64,39 +55,44 @@ class Workdir:
         f"workdir {self.root}: cannot be written: {error.strerror}"
       ) from error
 
-  def begin(self, identity: Mapping[str, Any]) -> None:
+  def begin(
+    self, identity: Mapping[str, Any], environment: Mapping[str, Any]
+  ) -> None:
     """Records what run this is, or checks that it is the recorded one.
 
     Args:
-      identity: plain data.
+      identity: plain data that must not change. What is finished would not
+        belong to the rest.
+      environment: plain data whose changes are only worth a warning.
 
     Raises:
       InputError: the folder holds another run; it says what differs.
     """
     file = self.root / "run.json"
     if not file.exists():
-      write_json(file, identity)
+      write_json(file, {"identity": identity, "environment": environment})
       return
     recorded = read_json(file)
-    changes = list(differences(recorded, identity))
+    changes = list(differences(recorded["identity"], identity))
     if changes:
       raise configs.InputError(
         f"workdir {self.root} holds another run: {'; '.join(changes)}. "
         "Choose another --workdir, or delete this one"
       )
+    for change in differences(recorded["environment"], environment):
+      _LOG.warning("what is finished in %s is older: %s", self.root, change)
+
+  def float_scores(self) -> pathlib.Path:
+    """Where the embeddings and scores of the float model are."""
+    return self.root / "float"
 
   def leaf(self, variant: str, path: str) -> pathlib.Path:
     """Where a quantized leaf waits for the others."""
-    return self.root / variant / "leaves" / path.replace("/", ".")
+    return self.root / variant / "leaves" / path
 
   def params(self, variant: str) -> pathlib.Path:
     """Where the packed model is."""
     return self.root / variant / "params"
-
-  def finish_params(self, variant: str, params: PyTree) -> None:
-    """Stores the packed model in place of its leaves."""
-    checkpoint.save(self.params(variant), params)
-    shutil.rmtree(self.root / variant / "leaves", ignore_errors=True)
 
   def result(self, variant: str) -> Any:
     """Reads the result of a finished variant; None before that."""
@@ -106,6 +102,10 @@ class Workdir:
   def finish(self, variant: str, result: Any) -> None:
     """Stores a variant's result, which marks it as finished."""
     write_json(self.root / variant / "result.json", result)
+
+  def tidy(self, variant: str) -> None:
+    """Removes the leaves of a finished variant: the whole model has them."""
+    shutil.rmtree(self.root / variant / "leaves", ignore_errors=True)
 
 
 def restore(path: pathlib.Path) -> PyTree:
@@ -122,9 +122,7 @@ def restore(path: pathlib.Path) -> PyTree:
     ) from error
 
 
-def differences(
-  old: Any, new: Any, where: str = ""
-) -> Iterator[str]:
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
   """Says where two pieces of plain data differ.
 
   Example:
@@ -133,8 +131,11 @@ def differences(
   """
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     for key in dict.fromkeys([*old, *new]):
-      parts = (side.get(key, _NOTHING) for side in (old, new))
-      yield from differences(*parts, f"{where}.{key}" if where else key)
+      yield from differences(
+        old.get(key, _NOTHING),
+        new.get(key, _NOTHING),
+        f"{where}.{key}" if where else key,
+      )
   elif old != new:
     yield f"{where}: {old!r} -> {new!r}"
 
@@ -162,9 +163,7 @@ def read_json(file: pathlib.Path) -> Any:
   try:
     return json.loads(file.read_bytes())
   except ValueError as error:
-    raise configs.InputError(
-      f"{file}: is damaged: {error}; delete it to compute it again"
-    ) from error
+    raise configs.InputError(f"{file}: is damaged: {error}") from error
 
 
 def write_json(file: pathlib.Path, content: Any) -> None:
@@ -172,7 +171,18 @@ def write_json(file: pathlib.Path, content: Any) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   new = file.with_name(f".{file.name}.new")
   with open(new, "w", encoding="utf-8") as f:
-    json.dump(content, f, indent=2, allow_nan=False)
+    json.dump(_strict(content), f, indent=2, allow_nan=False)
     f.flush()
     os.fsync(f.fileno())
   os.replace(new, file)
+
+
+def _strict(content: Any) -> Any:
+  """JSON has neither nan nor inf: they become null."""
+  if isinstance(content, Mapping):
+    return {key: _strict(value) for key, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_strict(value) for value in content]
+  if isinstance(content, float) and not math.isfinite(content):
+    return None
+  return content

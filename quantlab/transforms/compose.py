@@ -16,8 +16,8 @@ Array = jax.Array
 Quantizer = base.Quantizer
 State = base.State
 
-Splitter = Callable[[Array, grids.Raw], Sequence[qtensor.QTensor]]
-"""Decomposes values into trivial tensors that add up to them."""
+Splitter = Callable[[Array, grids.Raw], Sequence[tuple[Array, grids.Raw]]]
+"""Decomposes values into parts, each of the same kind, that add up to them."""
 
 
 def stage(function: Callable[[Any], Any]) -> Quantizer:
@@ -109,6 +109,13 @@ def _parallel(
   return Quantizer(init, apply)
 
 
+def _lifted(quantizer: Quantizer) -> Quantizer:
+  return Quantizer(
+    init=lambda q: quantizer.init(qtensor.lift(q)),
+    apply=lambda q, state, key: quantizer.apply(qtensor.lift(q), state, key),
+  )
+
+
 def split(splitter: Splitter, *quantizers: Quantizer) -> Quantizer:
   """Quantizes the parts of a sum: `W = sum of parts`.
 
@@ -131,9 +138,12 @@ def split(splitter: Splitter, *quantizers: Quantizer) -> Quantizer:
   """
 
   def divide(q):
-    return None, splitter(*qtensor.values(q))
+    parts = splitter(*qtensor.values(q))
+    return None, [qtensor.QTensor(x, raw, q.dtype) for x, raw in parts]
 
-  return _parallel(divide, lambda _, out: qtensor.Sum(tuple(out)), quantizers)
+  return _lifted(
+    _parallel(divide, lambda _, out: qtensor.Sum(tuple(out)), quantizers)
+  )
 
 
 def label(labeler: base.Labeler, *quantizers: Quantizer) -> Quantizer:
@@ -165,11 +175,7 @@ def label(labeler: base.Labeler, *quantizers: Quantizer) -> Quantizer:
     ]
     return labels, parts
 
-  lifted = _parallel(divide, merge, quantizers)
-  return Quantizer(
-    init=lambda q: lifted.init(qtensor.lift(q)),
-    apply=lambda q, state, key: lifted.apply(qtensor.lift(q), state, key),
-  )
+  return _lifted(_parallel(divide, merge, quantizers))
 
 
 def merge(labels: Any, parts: list[Any]) -> Any:
@@ -208,8 +214,7 @@ def masks(labeler: base.Labeler, count: int = 2) -> Splitter:
   def splitter(x, raw):
     plane = grids.plain(labeler(x, raw.mask))
     return [
-      qtensor.QTensor(x, grids.Raw(raw.mask & (plane == j)), x.dtype)
-      for j in range(count)
+      (x, grids.Raw(raw.mask & (plane == j), raw.tails)) for j in range(count)
     ]
 
   return splitter
