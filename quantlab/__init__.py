@@ -41,7 +41,14 @@ from quantlab.methods.easyquant import easyquant
 from quantlab.methods.icquant import icquant
 from quantlab.methods.lloyd import lloyd
 from quantlab.methods.rtn import rtn
-from quantlab.transforms.compose import keep, label, masks, split, stacked
+from quantlab.transforms.compose import (
+  keep,
+  label,
+  masks,
+  split,
+  stacked,
+  stage,
+)
 from quantlab.transforms.estimate import (
   absmax,
   by_gradient,

@@ -55,7 +55,9 @@ def _intercept(next_method, args, kwargs, context):
   variables = dict(module.variables) if module.scope is not None else {}
   params = variables.get("params", {})
   packed = {k: v for k, v in params.items() if qtensor.is_quantized(v)}
-  if not packed:
+  # A function that a lifted transform runs on a module is none of its methods;
+  # it will call one.
+  if not packed or not hasattr(type(module), method):
     return next_method(*args, **kwargs)
   if method == "setup":
     # Reading the parameter here would fail flax's shape check. The method that

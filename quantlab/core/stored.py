@@ -46,8 +46,16 @@ class Packed:
 
   def unpack(self) -> Array:
     """The integers: uint8 where `lo` is 0, else int16 or int8."""
-    place = self.axes[-1]
-    codes = bits.unpack(self.words, self.bits, _size(self.dims), place)
+    place, count = self.axes[-1], _size(self.dims)
+    if -place > self.words.ndim or self.words.shape[place] != bits.num_words(
+      count, self.bits
+    ):
+      raise ValueError(
+        f"words of shape {self.words.shape} do not hold {count} codes of "
+        f"{self.bits} bits along axis {place}; was a packed tensor sliced "
+        "along an axis that is packed?"
+      )
+    codes = bits.unpack(self.words, self.bits, count, place)
     if self.lo:
       hi = self.lo + 2**self.bits - 1
       small = self.lo >= -128 and hi <= 127
@@ -64,12 +72,12 @@ def packing_axes(shape: Shape, bits_: int, reduced: Shape) -> Shape:
   """The axes to pack so that words hold no padding, where that is possible.
 
   In order of preference: the axes that share a grid cell (rows stay apart,
-  which keeps shardings and stacked layers intact), all but the last, all.
+  which keeps shardings intact), all but the last, all from the first shared one
+  (stacked layers stay apart), all.
   """
-  rank = len(shape)
-  every = tuple(range(-rank, 0))
-  candidates = [reduced] if 0 < len(reduced) < rank else []
-  for axes in [*candidates, every[:-1]]:
+  every = tuple(range(-len(shape), 0))
+  some = reduced if len(reduced) < len(shape) else ()
+  for axes in [some, every[:-1], every[min(some, default=0) :], every]:
     size = _size(tuple(shape[axis] for axis in axes))
     if axes and size * bits_ == 32 * bits.num_words(size, bits_):
       return axes

@@ -115,11 +115,14 @@ def _take_rows(w: Any, index: Array) -> Array | None:
   if not packed or not isinstance(w.grid, (grids.Affine, grids.Codebook)):
     return None
 
+  size = w.shape[0]
+  index = jnp.where(index < 0, index + size, index)
+
   def rows(a):
     return a if a.shape[0] == 1 else jnp.take(a, index, axis=0, mode="clip")
 
   part = jax.tree.map(rows, w)
-  valid = (index >= -w.shape[0]) & (index < w.shape[0])
+  valid = (index >= 0) & (index < size)
   return jnp.where(valid[:, None], part.dequantize(), jnp.nan)
 
 

@@ -218,7 +218,8 @@ def _deployed(quantizer: Quantizer) -> Callable[[Any, Array | None], Any]:
 @functools.lru_cache(maxsize=512)
 def _series(*quantizers: Quantizer) -> Quantizer:
   """One object per combination, so that its compiled form is found again."""
-  return compose.series(*quantizers)
+  stages = [q for q in quantizers if q is not compose.keep()]
+  return compose.series(*stages) if stages else compose.keep()
 
 
 def _plan(assign: Callable[[PyTree], dict[str, Quantizer]]) -> Plan:

@@ -25,6 +25,12 @@ def test_packed_gains_and_loses_leading_axes():
   np.testing.assert_array_equal(one.unpack(), codes[1])
 
 
+def test_a_slice_through_packed_axes_is_refused():
+  packed = stored.Packed.pack(jnp.zeros((3, 5, 5), int), 3, 0, (-3, -2, -1))
+  with pytest.raises(ValueError, match=r"\(\) do not hold 75 codes of 3 bits"):
+    jax.tree.map(lambda leaf: leaf[0], packed).unpack()
+
+
 @pytest.mark.parametrize(
   ("shape", "bits", "reduced", "expected"),
   [
@@ -34,6 +40,7 @@ def test_packed_gains_and_loses_leading_axes():
     ((9, 7), 3, (-2,), (-2, -1)),  # rows would waste bits: flat
     ((32,), 4, (-1,), (-1,)),
     ((5,), 4, (), (-1,)),
+    ((3, 4, 4), 4, (-2,), (-2, -1)),  # a stack of small kernels
   ],
 )
 def test_packing_axes_waste_nothing(shape, bits, reduced, expected):
