@@ -5,7 +5,7 @@ builds its `State`, `apply` refines a `QTensor` into a `QTensor`. What an
 optimizer moves (`State.learned`) and what `apply` itself moves (`State.stats`)
 never mix: `apply` returns stats only.
 
-Shape letters: G shape of a grid, E elements per grid cell.
+Shape letters: R rows, one per grid cell; E elements per row.
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ UINT2, UINT3, UINT4, UINT5, UINT6, UINT7, UINT8 = (
 
 
 class Range(NamedTuple):
-  """The interval a grid covers: `lo` and `hi`, `[*G]` float each."""
+  """The interval a grid covers: `lo` and `hi`, `[R]` float each."""
 
   lo: Array
   hi: Array
@@ -125,14 +125,14 @@ class Quantizer(NamedTuple):
 
 
 class Estimator(Protocol):
-  """Chooses the range of every row."""
+  """Chooses the range of every row, of each on its own."""
 
   def __call__(self, rows: Array, mask: Array, spec: IntSpec) -> Range:
-    """Estimates `[*G]` ranges.
+    """Estimates `[R]` ranges.
 
     Args:
-      rows: `[*G, E]` float values.
-      mask: `[*G, E]` bool, the elements to cover. Values outside it are real
+      rows: `[R, E]` float values.
+      mask: `[R, E]` bool, the elements to cover. Values outside it are real
         weights that some other part of a decomposition stores.
       spec: the codes the range will be divided into.
 
@@ -143,10 +143,10 @@ class Estimator(Protocol):
 
 
 class LevelFitter(Protocol):
-  """Places the levels of every row's codebook."""
+  """Places the levels of every row's codebook, of each on its own."""
 
   def __call__(self, rows: Array, weight: Array, levels: int) -> Array:
-    """Fits ascending tables `[*G, levels]` to rows `[*G, E]` and weights."""
+    """Fits ascending tables `[R, levels]` to rows and weights `[R, E]`."""
     ...
 
 

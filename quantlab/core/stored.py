@@ -7,8 +7,11 @@ Shape letters: K packed codes, W words, R rows, P marks per row, D row length,
 S symbols.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from quantlab.core import base, bits, gaps, numerics
 
@@ -46,7 +49,7 @@ class Packed:
 
   def unpack(self) -> Array:
     """The integers: uint8 where `lo` is 0, else int16 or int8."""
-    place, count = self.axes[-1], _size(self.dims)
+    place, count = self.axes[-1], math.prod(self.dims)
     if -place > self.words.ndim or self.words.shape[place] != bits.num_words(
       count, self.bits
     ):
@@ -78,7 +81,7 @@ def packing_axes(shape: Shape, bits_: int, reduced: Shape) -> Shape:
   every = tuple(range(-len(shape), 0))
   some = reduced if len(reduced) < len(shape) else ()
   for axes in [some, every[:-1], every[min(some, default=0) :], every]:
-    size = _size(tuple(shape[axis] for axis in axes))
+    size = math.prod(tuple(shape[axis] for axis in axes))
     if axes and size * bits_ == 32 * bits.num_words(size, bits_):
       return axes
   return every
@@ -101,9 +104,16 @@ class Marks:
 
   def unpack(self) -> Array:
     """The bool plane. Positions outside the row are dropped."""
-    dim = _size(self.dims)
+    dim = math.prod(self.dims)
+    *outer, count = self.positions.shape
     at = jnp.where(self.positions < 0, dim, self.positions)
-    plane = numerics.scatter(at, jnp.ones(at.shape, bool), dim)
+    at = at.reshape(math.prod(outer), count)
+    row = jnp.broadcast_to(jnp.arange(at.shape[0])[:, None], at.shape)
+    # Rows become columns, as kernels lie in memory: nothing is transposed.
+    plane = (
+      jnp.zeros((dim, at.shape[0]), bool).at[at, row].set(True, mode="drop")
+    )
+    plane = jnp.moveaxis(plane.reshape(dim, *outer), 0, -1)
     return numerics.unfold(plane, self.axes, self.dims)
 
 
@@ -140,7 +150,7 @@ class GapCoded:
     *outer, count = marks.positions.shape
     streams = _streams(tuple(outer))
     symbols = gaps.encode(
-      marks.positions.reshape(*streams, count), _size(marks.dims), bits_
+      marks.positions.reshape(*streams, count), math.prod(marks.dims), bits_
     )
     packed = Packed.pack(symbols, bits_, 0, (-1,))
     return cls(packed, tuple(outer), count, bits_, marks.axes, marks.dims)
@@ -188,12 +198,13 @@ class Sparse:
   @classmethod
   def from_dense(cls, x: Array, mask: Array) -> "Sparse":
     """Collects the values under a concrete mask."""
-    index = jnp.flatnonzero(jnp.broadcast_to(mask, x.shape))
-    return cls(index.astype(jnp.uint32), x.reshape(-1)[index], x.shape)
+    # Numpy's search is many times as fast as XLA's, which has no exact sizes.
+    index = jnp.asarray(np.flatnonzero(np.asarray(mask)), jnp.uint32)
+    return cls(index, x.reshape(-1)[index], x.shape)
 
   def dequantize(self) -> Array:
     """The dense tensor."""
-    flat = jnp.zeros(_size(self.dims), self.values.dtype)
+    flat = jnp.zeros(math.prod(self.dims), self.values.dtype)
     return flat.at[self.index].set(self.values).reshape(self.dims)
 
   @property
@@ -213,13 +224,6 @@ def _unsigned(codes: Array, lo: int) -> Array:
 
 
 def _streams(outer: Shape) -> Shape:
-  total = _size(outer)
+  total = math.prod(outer)
   num_rows = STREAM_ROWS if total % STREAM_ROWS == 0 else total
   return (total // num_rows if num_rows else 0, num_rows)
-
-
-def _size(dims: Shape) -> int:
-  size = 1
-  for n in dims:
-    size *= n
-  return size

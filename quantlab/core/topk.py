@@ -12,6 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from quantlab.core import numerics
+
 Array = jax.Array
 
 
@@ -33,13 +35,16 @@ def largest(magnitude: Array, count: int) -> Array:
   size = magnitude.shape[0]
   if count in (0, size):
     return jnp.full(magnitude.shape, bool(count))
-  keys = _ordered(magnitude)
+  keys = _ordered(magnitude).reshape(size, -1)
+  found = numerics.by_columns(lambda keys: _largest(keys, count), keys)
+  return found.reshape(magnitude.shape)
+
+
+def _largest(keys: Array, count: int) -> Array:
   # Invariant: at least `count` elements reach `lo`, fewer reach `hi`.
   lo = jnp.zeros(keys.shape[1:], keys.dtype)
   hi = jnp.max(keys, axis=0) + 1
-
-  def reach(threshold):
-    return jnp.sum(keys >= threshold[None], axis=0, dtype=jnp.int32)
+  above = jnp.full(lo.shape, keys.shape[0], jnp.int32)
 
   def unsettled(carry):
     lo, hi, above, _ = carry
@@ -50,14 +55,12 @@ def largest(magnitude: Array, count: int) -> Array:
     # Bits of floats are close to a logarithm, in which counts fall steeply:
     # halve the interval of values and that of bits in turns.
     middle = jnp.where(i % 2 == 0, _half_value(lo, hi), lo + (hi - lo) // 2)
-    found = reach(middle)
-    enough = found >= count
-    done = above == count
-    lo = jnp.where(enough & ~done, middle, lo)
-    hi = jnp.where(enough | done, hi, middle)
-    return lo, hi, jnp.where(enough & ~done, found, above), i + 1
+    found = jnp.sum(keys >= middle[None], axis=0, dtype=jnp.int32)
+    up = (found >= count) & (above != count)
+    down = found < count
+    lo, above = jnp.where(up, middle, lo), jnp.where(up, found, above)
+    return lo, jnp.where(down, middle, hi), above, i + 1
 
-  above = jnp.full(lo.shape, size, jnp.int32)
   lo, _, above, _ = jax.lax.while_loop(unsettled, step, (lo, hi, above, 0))
   return jax.lax.cond(
     jnp.any(above > count),

@@ -29,7 +29,7 @@ def easyquant(
     sigmas: outliers lie this many standard deviations of the matrix from its
       mean. The paper takes 2.5 to 3, so that under 1 % are outliers.
     steps: of Adam. The paper takes 100 (BLOOM) or 500 (LLaMA).
-    learning_rate: of Adam, in units of the matrix's standard deviation; 0.05 is
+    learning_rate: of Adam, in units of each row's root mean square; 0.05 is
       the paper's 1e-3 (BLOOM) for weights with sigma = 0.02, and 0.005 its
       1e-4 (LLaMA).
     granularity: which elements share a range; by default each output channel

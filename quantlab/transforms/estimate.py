@@ -1,9 +1,10 @@
 """Range estimators: `(rows, mask, spec) -> Range`.
 
-They see rows `[*G, E]`, one per grid cell, and cover the elements of the mask.
-A row without any gets the range (0, 0).
+They see rows `[R, E]`, one per grid cell, treat each on its own, and cover the
+elements of the mask. A row without any gets the range (0, 0). Sums run over
+the first axis of `rows.T`: kernels lie in memory that way.
 
-Shape letters: G shape of the grid, E elements per cell.
+Shape letters: R rows, E elements per row.
 """
 
 import functools
@@ -22,15 +23,15 @@ Range = base.Range
 def minmax(rows: Array, mask: Array, spec: base.IntSpec) -> Range:
   """From the smallest to the largest element."""
   del spec
-  lo = jnp.min(jnp.where(mask, rows, jnp.inf), axis=-1)
-  hi = jnp.max(jnp.where(mask, rows, -jnp.inf), axis=-1)
+  lo = jnp.min(jnp.where(mask.T, rows.T, jnp.inf), axis=0)
+  hi = jnp.max(jnp.where(mask.T, rows.T, -jnp.inf), axis=0)
   return _guard(lo, hi)
 
 
 def absmax(rows: Array, mask: Array, spec: base.IntSpec) -> Range:
   """Symmetric around 0, out to the largest magnitude."""
   del spec
-  hi = jnp.max(jnp.where(mask, jnp.abs(rows), 0), axis=-1)
+  hi = jnp.max(jnp.where(mask.T, jnp.abs(rows.T), 0), axis=0)
   return Range(-hi, hi)
 
 
@@ -53,7 +54,7 @@ def percentile(p: float = 99.9) -> base.Estimator:
     del spec
     x = jnp.where(mask, rows, jnp.nan)
     cut = (100 - p) / 2
-    lo, hi = jnp.nanpercentile(x, jnp.array([cut, 100 - cut]), axis=-1)
+    lo, hi = jnp.nanpercentile(x, jnp.array([cut, 100 - cut]), axis=1)
     return _guard(*(jnp.where(jnp.isnan(v), jnp.inf, v) for v in (lo, hi)))
 
   return estimator
@@ -73,8 +74,8 @@ def mse(
   returns the estimator with these settings.
 
   Args:
-    rows: `[*G, E]` values.
-    mask: `[*G, E]` elements to cover.
+    rows: `[R, E]` values.
+    mask: `[R, E]` elements to cover.
     spec: the codes.
     candidates: factors tried.
     smallest: the smallest factor.
@@ -86,26 +87,34 @@ def mse(
     return functools.partial(mse, candidates=candidates, smallest=smallest)
   lo, hi = minmax(rows, mask, spec)
 
+  def search(x, ends):
+    return _best_factor(x, Range(*ends), spec, candidates, smallest)
+
+  factor = numerics.by_columns(
+    search, jnp.where(mask, rows, jnp.nan).T, jnp.stack([lo, hi])
+  )
+  return Range(lo * factor, hi * factor)
+
+
+def _best_factor(
+  x: Array, range_: Range, spec: base.IntSpec, candidates: int, smallest: float
+) -> Array:
+  """The factor of each column's range with the least error; NaN is left out."""
+
   def error(factor):
-    range_ = Range(*(v[..., None] * factor[..., None] for v in (lo, hi)))
-    scale, zero = numerics.affine_from_range(range_, spec, rows.dtype)
-    codes = jnp.clip(jnp.round(rows / scale + zero), spec.lo, spec.hi)
-    residual = jnp.where(mask, (codes - zero) * scale - rows, 0)
-    return jnp.sum(residual**2, axis=-1)
+    ends = Range(*(v[None] * factor for v in range_))
+    scale, zero = numerics.affine_from_range(ends, spec, x.dtype)
+    codes = jnp.clip(jnp.round(x / scale + zero), spec.lo, spec.hi)
+    return jnp.nansum(((codes - zero) * scale - x) ** 2, axis=0)
 
   def better(i, best):
-    best_factor, best_error = best
-    factor = jnp.full_like(lo, 1 - (1 - smallest) * i / max(1, candidates - 1))
+    factor = 1 - (1 - smallest) * i / max(1, candidates - 1)
     now = error(factor)
-    wins = now < best_error
-    return (
-      jnp.where(wins, factor, best_factor),
-      jnp.where(wins, now, best_error),
-    )
+    wins = now < best[1]
+    return jnp.where(wins, factor, best[0]), jnp.where(wins, now, best[1])
 
-  start = (jnp.ones_like(lo), jnp.full_like(lo, jnp.inf))
-  factor, _ = jax.lax.fori_loop(0, candidates, better, start)
-  return Range(lo * factor, hi * factor)
+  one = jnp.ones(x.shape[1:], x.dtype)
+  return jax.lax.fori_loop(0, candidates, better, (one, jnp.inf * one))[0]
 
 
 def by_gradient(
@@ -123,8 +132,8 @@ def by_gradient(
     estimator: where to start. It sees whole rows, also what the mask leaves
       out.
     steps: Adam steps. The paper takes 100 (BLOOM) or 500 (LLaMA).
-    learning_rate: Adam's, in units of the standard deviation of all elements.
-      0.05 is the paper's 1e-3 for weights with sigma = 0.02.
+    learning_rate: Adam's, in units of each row's root mean square. 0.05 is the
+      paper's 1e-3 for weights with sigma = 0.02.
 
   Returns:
     An estimator for a symmetric spec.
@@ -143,47 +152,38 @@ def by_gradient(
       raise ValueError(f"by_gradient needs a symmetric spec, got {spec}")
     start = estimator(rows, jnp.ones_like(mask), spec).hi
     adam = optax.adam(learning_rate)
-    # In units of sigma the rate is relative, and nothing underflows.
-    sigma = jnp.std(rows)
-    sigma = jnp.where(sigma > 0, sigma, 1)
+    # In units of its size a row's rate is relative, and nothing underflows.
+    size = jnp.sqrt(jnp.mean(rows.T**2, axis=0))
+    size = jnp.where(size > 0, size, 1)
     floor = float(jnp.finfo(rows.dtype).eps)
+
+    def optimized(x, r):
+      def step(_, carry):
+        r, state = carry
+        update, state = adam.update(range_gradient(x, r, spec), state)
+        return jnp.maximum(r + update, floor), state
+
+      return jax.lax.fori_loop(0, steps, step, (r, adam.init(r)))[0]
+
     # Outside the mask stands a 0: it has code 0 and no gradient.
-    x = _columns(jnp.where(mask, rows, 0) / sigma)
-
-    def step(_, carry):
-      r, state = carry
-      update, state = adam.update(range_gradient(x, r, spec), state)
-      return jnp.maximum(r + update, floor), state
-
-    first = jnp.maximum(start / sigma, floor).reshape(x.shape[1:])
-    r, _ = jax.lax.fori_loop(0, steps, step, (first, adam.init(first)))
-    r = r.reshape(start.shape) * sigma
-    r = jnp.where(jnp.any(mask, axis=-1), r, start)
+    x = jnp.where(mask.T, rows.T, 0) / size[None]
+    r = numerics.by_columns(optimized, x, jnp.maximum(start / size, floor))
+    r = jnp.where(jnp.any(mask.T, axis=0), r * size, start)
     return Range(-r, r)
 
   return tuned
-
-
-def _columns(rows: Array) -> Array:
-  """Rows as `[E, *G]` without the axes of size 1.
-
-  Sums then run over the first axis, lanes stay apart, and XLA's CPU backend
-  makes a loop of it that is ten times as fast.
-  """
-  grid = [n for n in rows.shape[:-1] if n > 1]
-  return jnp.moveaxis(rows, -1, 0).reshape(-1, *grid)
 
 
 def range_gradient(columns: Array, r: Array, spec: base.IntSpec) -> Array:
   """The derivative of each column's squared error with respect to its range.
 
   Args:
-    columns: `[E, *G]` values.
-    r: `[*G]` ranges; the step is `r / spec.absmax_code`.
+    columns: `[E, R]` values.
+    r: `[R]` ranges; the step is `r / spec.absmax_code`.
     spec: symmetric codes.
 
   Returns:
-    `[*G]`.
+    `[R]`.
   """
   scale = (r / spec.absmax_code)[None]
   codes = jnp.clip(jnp.round(columns * (1 / scale)), spec.lo, spec.hi)

@@ -1,5 +1,7 @@
 """Grid stages that are computed from the tensor itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -43,11 +45,12 @@ def fit(
   def apply(q):
     x, raw = qtensor.values(q)
     cells = granularity(x.shape)
-    rows = numerics.rows(x, cells)
+    columns = numerics.columns(x, cells)
 
     def affine(estimator, mask, spec):
-      mask = numerics.rows(jnp.broadcast_to(mask, x.shape), cells)
-      range_ = estimator(rows, mask, spec)
+      mask = numerics.columns(jnp.broadcast_to(mask, x.shape), cells)
+      estimate = functools.partial(estimator, spec=spec)
+      range_ = numerics.each_row(estimate, columns, mask)
       scale, zero = numerics.affine_from_range(range_, spec, dtype)
       return grids.Affine(scale, zero, spec)
 
@@ -86,8 +89,10 @@ def tables(
     x, raw = qtensor.values(q)
     cells = granularity(x.shape)
     weight = jnp.broadcast_to(raw.mask, x.shape).astype(x.dtype)
-    levels = fitter(
-      numerics.rows(x, cells), numerics.rows(weight, cells), 2**bits
+    levels = numerics.each_row(
+      functools.partial(fitter, levels=2**bits),
+      numerics.columns(x, cells),
+      numerics.columns(weight, cells),
     )
     grid = grids.Codebook(levels.astype(dtype))
     return qtensor.QTensor(grid.encode(raw.decode(x)), grid, q.dtype)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base
+from quantlab.core import base, numerics
 
 Array = jax.Array
 
@@ -37,8 +37,8 @@ def kmeans(*, breaks: int = 64, iterations: int = 100) -> base.LevelFitter:
 
   Example:
     >>> x = jnp.array([0.0, 0.1, 5.0, 5.2, 9.0, 9.0])
-    >>> print(kmeans()(x, jnp.ones(6), 3).round(2))
-    [0.05 5.1  9.  ]
+    >>> print(kmeans()(x[None], jnp.ones((1, 6)), 3).round(2))
+    [[0.05 5.1  9.  ]]
 
   References:
     Lloyd 1957, "Least squares quantization in PCM". The start is ours.
@@ -48,7 +48,8 @@ def kmeans(*, breaks: int = 64, iterations: int = 100) -> base.LevelFitter:
     row = functools.partial(
       _kmeans, levels=levels, breaks=breaks, iterations=iterations
     )
-    return jnp.vectorize(row, signature="(e),(e)->(c)")(rows, weight)
+    every_row = jax.vmap(row, in_axes=1, out_axes=1)
+    return numerics.by_columns(every_row, rows.T, weight.T).T
 
   return fitter
 

@@ -210,7 +210,10 @@ def _deployed(quantizer: Quantizer) -> Callable[[Any, Array | None], Any]:
 
   @jax.jit
   def run(x, key):
-    return qtensor.lower(stages.apply(x, stages.init(x), key)[0])
+    state = jax.eval_shape(stages.init, x)
+    if jax.tree.leaves(state):  # else it is all structure, and costs nothing
+      state = stages.init(x)
+    return qtensor.lower(stages.apply(x, state, key)[0])
 
   return run
 

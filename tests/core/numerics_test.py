@@ -16,20 +16,58 @@ from quantlab.core import base, numerics
     (numerics.per_block(-1, 2), (2, 8, 3)),
   ],
 )
-def test_rows_expand_and_grids_agree(granularity, expected):
+def test_columns_expand_and_grids_agree(granularity, expected):
   shape = (2, 8, 6)
   grid = granularity(shape)
   assert grid == expected
-  # A cell's number, spread over its elements, is constant in every row.
+  # A cell's number, spread over its elements, is constant in every column.
   cells = jnp.arange(float(np.prod(grid))).reshape(grid)
-  rows = numerics.rows(numerics.expand(cells, shape), grid)
-  assert rows.shape == (*grid, 96 // cells.size)
+  columns = numerics.columns(numerics.expand(cells, shape), grid)
+  assert columns.shape == (96 // cells.size, *grid)
   np.testing.assert_array_equal(
-    rows, jnp.broadcast_to(cells[..., None], rows.shape)
+    columns, jnp.broadcast_to(cells[None], columns.shape)
   )
-  # Rows hold every element once.
+  # Columns hold every element once.
   x = jnp.arange(96.0).reshape(shape)
-  assert sorted(numerics.rows(x, grid).ravel().tolist()) == list(range(96))
+  assert sorted(numerics.columns(x, grid).ravel().tolist()) == list(range(96))
+
+
+def test_each_row_sees_one_row_per_cell():
+  x = jax.random.normal(jax.random.key(0), (2, 8, 6))
+  columns = numerics.columns(x, (2, 4, 6))
+  out = numerics.each_row(
+    lambda rows: {"sum": rows.sum(1), "all": rows}, columns
+  )
+  assert out["sum"].shape == (2, 4, 6)
+  np.testing.assert_allclose(out["sum"], columns.sum(0), rtol=1e-5)
+  np.testing.assert_array_equal(out["all"], jnp.moveaxis(columns, 0, -1))
+
+
+def test_each_row_is_the_same_for_sharded_columns():
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+  spec = jax.sharding.PartitionSpec(None, "x")
+  x = jax.random.normal(jax.random.key(0), (32, 16))
+  sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+  @jax.jit
+  def run(x):
+    columns = numerics.columns(x, (4, 16))
+    return numerics.each_row(lambda rows: rows.sum(1), columns)
+
+  np.testing.assert_allclose(run(sharded), run(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2048, 256), (7, 3), (2**15, 33)])
+def test_by_columns_changes_nothing(shape):
+  x = jax.random.normal(jax.random.key(0), shape)
+  start = jnp.arange(float(shape[1]))
+
+  def function(x, start):
+    return jnp.cumsum(x, axis=0)[:5] + start[None]
+
+  np.testing.assert_allclose(
+    numerics.by_columns(function, x, start), function(x, start), rtol=1e-5
+  )
 
 
 def test_fold_and_unfold_are_inverse():

@@ -10,6 +10,11 @@ import pytest
 import quantlab as ql
 
 
+def _fit(x, w, levels):
+  row, weight = jnp.asarray(x)[None], jnp.asarray(w)[None]
+  return np.asarray(ql.kmeans()(row, weight, levels)[0])
+
+
 def _error(x, w, levels):
   nearest = np.min(np.abs(x[:, None] - levels[None]), axis=1)
   return float(np.sum(w * nearest**2))
@@ -37,7 +42,7 @@ def test_short_rows_get_the_global_optimum(seed, weighted):
   x = rng.standard_t(2, 12).astype(np.float32)
   w = rng.uniform(0, 1, 12) if weighted else (rng.uniform(0, 1, 12) > 0.2)
   w = w.astype(np.float32)
-  levels = np.asarray(ql.kmeans()(jnp.asarray(x), jnp.asarray(w), 4))
+  levels = _fit(x, w, 4)
   assert np.all(np.diff(levels) >= 0)
   best = _exhaustive(x, w, 4)
   assert _error(x, w, levels) <= best * (1 + 1e-4) + 1e-6
@@ -70,7 +75,7 @@ def test_as_good_as_the_best_of_ten_starts(kind, levels):
     "skewed": lambda: rng.lognormal(0, 1.5, 2000),
   }[kind]().astype(np.float32)
   ones = np.ones_like(x)
-  ours = np.asarray(ql.kmeans()(jnp.asarray(x), jnp.asarray(ones), levels))
+  ours = _fit(x, ones, levels)
   peers = []
   for _ in range(10):
     start = [rng.choice(x)]  # k-means++
@@ -90,9 +95,9 @@ def test_few_distinct_values_are_kept_exactly():
 
 def test_weights_move_the_levels():
   x = jnp.linspace(0.0, 1.0, 101)
-  even = ql.kmeans()(x, jnp.ones_like(x), 2)
+  even = _fit(x, jnp.ones_like(x), 2)
   np.testing.assert_allclose(even, [0.25, 0.75], atol=0.01)
-  right = ql.kmeans()(x, jnp.where(x > 0.5, 100.0, 1.0), 2)
+  right = _fit(x, jnp.where(x > 0.5, 100.0, 1.0), 2)
   assert right[0] > 0.5
 
 
