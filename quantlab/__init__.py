@@ -8,6 +8,7 @@ logits = ql.apply(model, {"params": qparams}, x)
 """
 
 from quantlab.apply import apply
+from quantlab.checkpoint import restore, save
 from quantlab.core.base import (
   INT2,
   INT3,

@@ -90,6 +90,7 @@ def test_equals_dequantize_then_apply(name, jit):
     "custom",
     "norms",
   )
+
   def run(packed, x):
     return ql.apply(model, {"params": packed}, x)
 

@@ -31,7 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
   # What `weights` leaves open: a table row for each combination.
   config.sweep = {"method": ("rtn", "easyquant", "icquant"), "bits": (2, 3, 4)}
   # Arguments of one method.
-  config.rtn = {"symmetric": False}
+  # With a level at 0: without one, the many small weights of a row that has an
+  # outlier are all off by the same amount, which a sum does not average out.
+  config.rtn = {"symmetric": True, "narrow": False}
   config.easyquant = {"sigmas": 3.0, "steps": 100, "learning_rate": 0.05}
   config.icquant = {"inner": {"method": "rtn"}, "ratio": 0.05, "gap_bits": 6}
   return config

@@ -40,6 +40,7 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
   },
   base.Granularity: {
     "per_tensor": lambda: numerics.per_tensor,
+    "per_output": lambda: numerics.per_output,
     "per_channel": numerics.per_channel,
     "per_block": numerics.per_block,
   },
@@ -98,7 +99,7 @@ def explained() -> Iterator[None]:
   except InputError:
     raise
   except (ImportError, OSError, TypeError, ValueError) as error:
-    line = str(error).strip().partition("\n")[0]
+    line = " ".join(str(error).split())
     raise InputError(line or type(error).__name__) from error
 
 
@@ -258,8 +259,9 @@ def _make(kind: Any, plain_: Plain, where: str, shared: Shared | None) -> Any:
   name, positional, named = parse(plain_, where, _KINDS[kind])
   functions = FUNCTIONS[kind]
   if name not in functions:
+    place = f"{where}.method" if isinstance(plain_, Mapping) else where
     problem = f"unknown {_KINDS[kind]} {name!r}"
-    raise unknown(where, problem, name, functions)
+    raise unknown(place, problem, name, functions)
   if kind is not base.Quantizer:
     shared = None
   bound = bind(

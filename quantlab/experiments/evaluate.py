@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantlab.core import qtensor
 from quantlab.data import ranking, retrieval
 from quantlab.models import checkpoint, tokens
 
@@ -169,6 +170,28 @@ def top1(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     array([1, 0])
   """
   return np.argmax(queries @ documents.T, axis=1)
+
+
+def decode(tree: Params) -> Params:
+  """`ql.dequantize`, one part of one tensor at a time, each compiled.
+
+  Compiled, a part takes two copies of it as floats at most, and up to seven
+  otherwise. In parts, the tensors of a model share their programs: of a sum,
+  only the exact part has a size that depends on the data.
+  """
+  return jax.tree.map(_decoded, tree, is_leaf=qtensor.is_quantized)
+
+
+def _decoded(x: Any) -> Array:
+  if isinstance(x, qtensor.Sum):
+    first, *rest = map(_decoded, x.parts)
+    return sum(rest, first)
+  return _dequantize(x) if qtensor.is_quantized(x) else x
+
+
+@jax.jit
+def _dequantize(x: Any) -> Array:
+  return x.dequantize()
 
 
 def damage(original: Array, restored: Array) -> Error:

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
+from quantlab import checkpoint
 from quantlab.core import qtensor
 from quantlab.experiments import (
-  checkpoint,
   configs,
   evaluate,
   progress,
@@ -76,7 +76,7 @@ def _leaf(
     tensor = plan.quantize_leaf(rule.quantizer, leaf)
   jax.block_until_ready(tensor)
   seconds = time.perf_counter() - start
-  error = evaluate.damage(leaf, qtensor.dequantize(tensor))
+  error = evaluate.damage(leaf, evaluate.decode(tensor))
   row = {
     "path": path,
     "shape": list(leaf.shape),

@@ -33,12 +33,14 @@ def rate_quality(
     file: where the picture goes; its ending says in which format.
   """
   import matplotlib.figure
+  import matplotlib.layout_engine
 
   methods: dict[str, list[Mapping[str, Any]]] = {}
   for name, row in totals.items():
     if name != "float":
       methods.setdefault(row["method"], []).append(row)
-  figure = matplotlib.figure.Figure((13, 4.4), layout="constrained", dpi=150)
+  layout = matplotlib.layout_engine.ConstrainedLayoutEngine(wspace=0.06)
+  figure = matplotlib.figure.Figure((13.5, 4.4), layout=layout, dpi=150)
   for axes, (key, label) in zip(
     figure.subplots(1, len(_PANELS)), _PANELS, strict=True
   ):
@@ -54,6 +56,7 @@ def rate_quality(
   figure.legend(
     *figure.axes[-1].get_legend_handles_labels(),
     loc="outside upper center",
+    handlelength=4,
     ncols=len(methods) + 1,
     frameon=False,
   )
@@ -69,4 +72,4 @@ def _panel(axes: Any, methods: Mapping[str, Any], key: str) -> None:
     known.sort(key=lambda row: row["bits_per_weight"])
     rate = [row["bits_per_weight"] for row in known]
     quality = [row[key] for row in known]
-    axes.plot(rate, quality, label=method, markersize=7, linewidth=2, **style)
+    axes.plot(rate, quality, label=method, markersize=7, linewidth=1.8, **style)

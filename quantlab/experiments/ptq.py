@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantlab import hub
+from quantlab import checkpoint, hub
 from quantlab.core import qtensor
 from quantlab.experiments import (
-  checkpoint,
   configs,
   evaluate,
   leafwise,
@@ -215,7 +214,7 @@ def _variant(
   packed, rows = leafwise.quantize(variant, reference.params, folder, track)
   start = time.perf_counter()
   vectors = reference.embed(
-    qtensor.dequantize(packed), lambda batches: track(batches, variant.name)
+    evaluate.decode(packed), lambda batches: track(batches, variant.name)
   )
   seconds = time.perf_counter() - start
   result = {

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from quantlab.experiments import checkpoint, configs
+from quantlab import checkpoint
+from quantlab.experiments import configs
 
 PyTree = Any
 

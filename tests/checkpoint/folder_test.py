@@ -22,8 +22,10 @@ import numpy as np
 import pytest
 
 import quantlab as ql
+from quantlab import checkpoint
+from quantlab.checkpoint import folder as files
+from quantlab.checkpoint import structure
 from quantlab.core import base, grids, stored
-from quantlab.experiments import checkpoint
 
 QUANTIZERS = {
   "rtn": ql.rtn(3),
@@ -361,8 +363,8 @@ def fail_orbax(monkeypatch):
       (folder / "half").touch()
       raise ValueError("RESOURCE_EXHAUSTED: no space [os_error_code='28']")
 
-  real = checkpoint._orbax()[0]
-  monkeypatch.setattr(checkpoint, "_orbax", lambda: (real, Full()))
+  real = files._orbax()[0]
+  monkeypatch.setattr(files, "_orbax", lambda: (real, Full()))
 
 
 def fail_call(name):
@@ -432,7 +434,7 @@ def test_killed_writer_leaves_old_or_new(tmp_path, monkeypatch, step):
     return call
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, "_tidy", lambda path: None)
+    patch.setattr(files, "_tidy", lambda path: None)
     patch.setattr(os, "rename", dying(os.rename))
     patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
     with pytest.raises(Killed):
@@ -558,5 +560,5 @@ def test_every_class_is_tested():
   with tempfile.TemporaryDirectory() as folder:
     checkpoint.save(f"{folder}/p", tested)
     text = pathlib.Path(folder, "p/tree.json").read_text()
-  names = [*checkpoint._CLASSES, *checkpoint._nnx()]
+  names = [*structure._CLASSES, *structure._nnx()]
   assert [name for name in names if f'{{"{name}": [' not in text] == []
