@@ -59,7 +59,8 @@ def bars() -> Iterator[Track]:
 def log_to(file: str | os.PathLike[str]) -> Iterator[None]:
   """Appends quantlab's log to a file, and writes it to stderr.
 
-  On a terminal stderr gets the warnings alone.
+  On a terminal stderr gets the warnings alone. What ends the job is in the file
+  with its traceback.
 
   Args:
     file: made where it does not exist.
@@ -73,16 +74,19 @@ def log_to(file: str | os.PathLike[str]) -> Iterator[None]:
   )
   to_stderr = logging.StreamHandler(sys.stderr)
   to_stderr.setFormatter(logging.Formatter("%(levelname).1s %(message)s"))
-  if sys.stderr.isatty():
-    to_stderr.setLevel(logging.WARNING)
+  terminal = sys.stderr.isatty()
+  to_stderr.setLevel(logging.WARNING if terminal else logging.INFO)
   handlers = [to_file, to_stderr]
   before = LOGGER.level, LOGGER.propagate
-  LOGGER.setLevel(logging.INFO)
+  LOGGER.setLevel(logging.DEBUG)
   LOGGER.propagate = False
   for handler in handlers:
     LOGGER.addHandler(handler)
   try:
     yield
+  except BaseException:
+    LOGGER.debug("stopped", exc_info=True)
+    raise
   finally:
     for handler in handlers:
       LOGGER.removeHandler(handler)

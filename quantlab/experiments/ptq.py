@@ -194,7 +194,6 @@ def _reference(
     "sqnr_db": None,
     "max_abs_error": 0.0,
     **evaluate.compare(vectors, vectors),
-    "quantize_seconds": 0.0,
     "evaluate_seconds": seconds,
     "model_bytes": qtensor.nbits(encoder.params) // 8,
     "layers": [],

@@ -156,6 +156,10 @@ def show_sizes(
       f"{sizes.AT_LEAST} at least: plus 64 bits for every outlier that is "
       "kept exactly, as many as the data have"
     )
+  parts.append(
+    "* of quantization, estimated: weights, packed model and four times the "
+    "largest quantized leaf; the runtime and its compiled programs come on top"
+  )
   parts += [f"warning: rule {pattern!r} matches no leaf" for pattern in unused]
   _print(*parts)
 
@@ -201,7 +205,7 @@ def _sizes_table(title: str, found: Sequence[sizes.Size]) -> rich.table.Table:
 def _models_table(found: Mapping[str, Sequence[sizes.Size]]) -> Any:
   headings = (
     *("variant", "bits per weight,\nquantized leaves"),
-    *("bytes,\nwhole model", "of float\n%", "peak memory,\nabout MB"),
+    *("bytes,\nwhole model", "of float\n%", "peak memory*,\nMB"),
   )
   table = _table(*headings, left=("variant",), title="models")
   for name, every in found.items():

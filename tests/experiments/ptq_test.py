@@ -19,7 +19,7 @@ from quantlab.transforms import plan
 from tests import tiny_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = ("seconds", "quantize_seconds", "evaluate_seconds")
+SECONDS = ("seconds", "evaluate_seconds")
 
 
 @pytest.fixture(name="config")

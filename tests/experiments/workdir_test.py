@@ -72,6 +72,15 @@ def test_log_goes_to_file_and_to_a_piped_stderr(
   assert shown.count("careful") == 2
 
 
+def test_log_file_has_the_traceback_of_what_ends_the_job(tmp_path, capsys):
+  with pytest.raises(KeyError), progress.log_to(tmp_path / "log"):
+    {}["missing"]
+  text = (tmp_path / "log").read_text()
+  assert "Traceback" in text
+  assert "KeyError: 'missing'" in text
+  assert capsys.readouterr().err == ""
+
+
 def test_bars_remove_themselves():
   with progress.bars() as track:
     outer = [list(track([1, 2], "inner")) for _ in track("ab", "outer")]
