@@ -287,6 +287,25 @@ def test_under_jit_and_vmap(name):
 
 
 @ALL
+def test_gradient_passes_straight_through(name):
+  case, w = CASES[name], _weights()
+  cotangent = jax.random.normal(jax.random.key(3), w.shape)
+
+  @jax.jit
+  @jax.grad
+  def gradient(w):
+    state = case.quantizer.init(w)
+    q, _ = case.quantizer.apply(w, state, _key(case))
+    return jnp.sum(q.dequantize() * cotangent)
+
+  found = gradient(w)
+  assert jnp.isfinite(found).all()
+  # Clipped elements and those that set a range differ.
+  same = jnp.isclose(found, cotangent, rtol=1e-3, atol=1e-3)
+  assert jnp.mean(same) > 0.6
+
+
+@ALL
 def test_degenerate_tensors(name):
   case = CASES[name]
   shapes = [(1, 3), (K, 1)]

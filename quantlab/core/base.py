@@ -116,12 +116,12 @@ class Quantizer(NamedTuple):
 
   Attributes:
     init: `init(q) -> State`.
-    apply: `apply(q, state, key) -> (q, stats)`. `key` is `None` or a PRNG key;
-      a random stage raises `ValueError` without one.
+    apply: `apply(q, state, key=None) -> (q, stats)`. `key` is `None` or a PRNG
+      key; a random stage raises `ValueError` without one.
   """
 
   init: Callable[[Any], State]
-  apply: Callable[[Any, State, Array | None], tuple[Any, PyTree]]
+  apply: Callable[..., tuple[Any, PyTree]]
 
 
 class Estimator(Protocol):

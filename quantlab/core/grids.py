@@ -98,6 +98,9 @@ class Affine:
 class Codebook:
   """A table of levels per grid cell.
 
+  Its codes have derivatives in units of values, so that what passes straight
+  through a rounding stage has slope 1 however the levels are spaced.
+
   Attributes:
     levels: `[*G, C]` float, ascending.
   """
@@ -121,7 +124,8 @@ class Codebook:
       return codes, level
 
     first = numerics.expand(self.levels[..., 0].astype(x.dtype), x.shape)
-    return self._each(step, (jnp.zeros_like(x), first), x)[0]
+    codes, _ = self._each(step, (jnp.zeros_like(x), first), x)
+    return jax.lax.stop_gradient(codes) + (x - jax.lax.stop_gradient(x))
 
   def decode(self, codes: Array) -> Array:
     """Levels of codes; between two codes, the straight line."""
@@ -137,7 +141,9 @@ class Codebook:
     )
     one = jnp.ones((), codes.dtype)
     lower, upper, _ = self._each(step, (first, first, one), codes)
-    return lower + (codes - jnp.floor(codes)) * (upper - lower)
+    fixed = jax.lax.stop_gradient(codes)
+    value = lower + (fixed - jnp.floor(fixed)) * (upper - lower)
+    return value + (codes - fixed)
 
   def _each(self, step: Any, carry: Any, x: Array) -> Any:
     """Steps through the levels above the first, 16 to one fused loop."""

@@ -20,14 +20,16 @@ Array = jax.Array
 Shape = tuple[int, ...]
 
 
-def per_tensor(shape: Shape) -> Shape:
+def per_tensor(shape: Shape | None = None) -> Any:
   """One grid cell for the whole tensor.
 
+  A granularity by itself; `per_tensor()`, written like the others, is the same.
+
   Example:
-    >>> per_tensor((64, 32))
-    (1, 1)
+    >>> per_tensor((64, 32)), per_tensor()((64, 32))
+    ((1, 1), (1, 1))
   """
-  return (1,) * len(shape)
+  return per_tensor if shape is None else (1,) * len(shape)
 
 
 def per_channel(*axes: int) -> base.Granularity:

@@ -35,7 +35,7 @@ def largest(magnitude: Array, count: int) -> Array:
   size = magnitude.shape[0]
   if count in (0, size):
     return jnp.full(magnitude.shape, bool(count))
-  keys = _ordered(magnitude).reshape(size, -1)
+  keys = _ordered(jax.lax.stop_gradient(magnitude)).reshape(size, -1)
   found = numerics.by_columns(lambda keys: _largest(keys, count), keys)
   return found.reshape(magnitude.shape)
 

@@ -32,7 +32,7 @@ def stage(function: Callable[[Any], Any]) -> Quantizer:
   """
   return Quantizer(
     init=lambda q: State(),
-    apply=lambda q, state, key: (function(qtensor.lift(q)), ()),
+    apply=lambda q, state, key=None: (function(qtensor.lift(q)), ()),
   )
 
 
@@ -41,7 +41,9 @@ def keep() -> Quantizer:
   return _KEEP
 
 
-_KEEP = Quantizer(init=lambda q: State(), apply=lambda q, state, key: (q, ()))
+_KEEP = Quantizer(
+  init=lambda q: State(), apply=lambda q, state, key=None: (q, ())
+)
 
 
 def series(*quantizers: Quantizer) -> Quantizer:
@@ -56,7 +58,7 @@ def series(*quantizers: Quantizer) -> Quantizer:
       q, _ = quantizer.apply(q, states[-1], jax.random.key(0))
     return gather(states)
 
-  def apply(q, state, key):
+  def apply(q, state, key=None):
     stats = []
     for quantizer, part, part_key in scatter(quantizers, state, key):
       q, part_stats = quantizer.apply(q, part, part_key)
@@ -95,7 +97,7 @@ def _parallel(
     pairs = zip(quantizers, parts, strict=True)
     return gather([quantizer.init(part) for quantizer, part in pairs])
 
-  def apply(q, state, key):
+  def apply(q, state, key=None):
     context, parts = divide(q)
     out, stats = [], []
     for part, (quantizer, part_state, part_key) in zip(
@@ -112,7 +114,9 @@ def _parallel(
 def _lifted(quantizer: Quantizer) -> Quantizer:
   return Quantizer(
     init=lambda q: quantizer.init(qtensor.lift(q)),
-    apply=lambda q, state, key: quantizer.apply(qtensor.lift(q), state, key),
+    apply=lambda q, state, key=None: quantizer.apply(
+      qtensor.lift(q), state, key
+    ),
   )
 
 
@@ -237,7 +241,7 @@ def stacked(quantizer: Quantizer) -> Quantizer:
   def init(q):
     return jax.vmap(quantizer.init)(qtensor.lower(q))
 
-  def apply(q, state, key):
+  def apply(q, state, key=None):
     x = qtensor.lower(q)
     if key is None:
       return jax.vmap(lambda x, s: quantizer.apply(x, s, None))(x, state)

@@ -90,9 +90,8 @@ def mse(
   def search(x, ends):
     return _best_factor(x, Range(*ends), spec, candidates, smallest)
 
-  factor = numerics.by_columns(
-    search, jnp.where(mask, rows, jnp.nan).T, jnp.stack([lo, hi])
-  )
+  constant = jax.lax.stop_gradient((jnp.where(mask, rows, jnp.nan), lo, hi))
+  factor = numerics.by_columns(search, constant[0].T, jnp.stack(constant[1:]))
   return Range(lo * factor, hi * factor)
 
 
@@ -150,6 +149,7 @@ def by_gradient(
   def tuned(rows, mask, spec):
     if not spec.symmetric:
       raise ValueError(f"by_gradient needs a symmetric spec, got {spec}")
+    rows = jax.lax.stop_gradient(rows)  # the result counts as a constant
     start = estimator(rows, jnp.ones_like(mask), spec).hi
     adam = optax.adam(learning_rate)
     # In units of its size a row's rate is relative, and nothing underflows.

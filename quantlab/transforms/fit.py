@@ -89,9 +89,10 @@ def tables(
     x, raw = qtensor.values(q)
     cells = granularity(x.shape)
     weight = jnp.broadcast_to(raw.mask, x.shape).astype(x.dtype)
+    # The levels count as constants: a search for them has no gradient.
     levels = numerics.each_row(
       functools.partial(fitter, levels=2**bits),
-      numerics.columns(x, cells),
+      numerics.columns(jax.lax.stop_gradient(x), cells),
       numerics.columns(weight, cells),
     )
     grid = grids.Codebook(levels.astype(dtype))

@@ -28,12 +28,12 @@ class Plan(NamedTuple):
 
   Attributes:
     init: `init(tree) -> State`, with a dict by path in each field.
-    apply: `apply(tree, state, key) -> (tree, stats)`.
+    apply: `apply(tree, state, key=None) -> (tree, stats)`.
     assign: `assign(tree) -> {path: quantizer}` for every leaf.
   """
 
   init: Callable[[PyTree], State]
-  apply: Callable[[PyTree, State, Array | None], tuple[PyTree, PyTree]]
+  apply: Callable[..., tuple[PyTree, PyTree]]
   assign: Callable[[PyTree], dict[str, Quantizer]]
 
 
@@ -238,7 +238,7 @@ def _plan(assign: Callable[[PyTree], dict[str, Quantizer]]) -> Plan:
       {path: s.stats for path, s in states.items()},
     )
 
-  def apply(tree, state, key):
+  def apply(tree, state, key=None):
     assigned = assign(tree)
     out, stats = [], {}
     for (path, quantizer), leaf, leaf_key in zip(

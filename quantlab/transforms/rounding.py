@@ -36,7 +36,7 @@ def stochastic() -> base.Quantizer:
     ValueError: (when applied) there is no key.
   """
 
-  def apply(q, state, key):
+  def apply(q, state, key=None):
     if key is None:
       raise ValueError("stochastic rounding needs a PRNG key, got key=None")
 
