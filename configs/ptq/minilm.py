@@ -1,8 +1,34 @@
-"""Post-training quantization of all-MiniLM-L6-v2: three methods, three widths.
+"""Post-training quantization of all-MiniLM-L6-v2: three methods at 2 to 4 bits.
 
-python -m launch.ptq --config=configs/ptq/minilm.py --workdir=runs/ptq-minilm
+RTN, EasyQuant (arXiv 2403.02775) and ICQuant (arXiv 2505.00850) on the 36
+kernels of the encoder, one grid per output channel; tables, biases and norms
+stay as they are. Judged on the weights and on retrieval: find the body of a
+standard-library docstring from its first line, 600 pairs.
 
-TODO
+  python -m launch.ptq --config=configs/ptq/minilm.py --workdir=runs/ptq-minilm
+
+One variant, or another model of the BERT family (a folder or a hub id):
+
+  ... --config.weights.method=icquant --config.weights.bits=3
+  ... --config.model.path=sentence-transformers/all-MiniLM-L12-v2
+
+`--dry_run` prints the sizes of all leaves instead. Any argument of a method can
+be set, listed below or not: `--config.rtn.estimator=mse`.
+
+Takes 2 to 3 minutes on 2 CPU cores. With Python 3.11, whose docstrings the task
+is made of:
+
+  method     bits  bits/weight  SQNR dB  cosine   R@1    MRR   top-1 as float
+  float        32       32.000           1.0000  0.448  0.567  1.000
+  rtn           4        4.031    16.64  0.9201  0.427  0.550  0.715
+  easyquant     4        4.485    19.73  0.9590  0.470  0.578  0.807
+  icquant       4        4.498    22.56  0.9772  0.473  0.583  0.847
+  rtn           3        3.031    10.18  0.6797  0.397  0.508  0.535
+  easyquant     3        3.485    13.76  0.8574  0.408  0.522  0.655
+  icquant       3        3.498    15.93  0.8688  0.463  0.573  0.707
+  rtn           2        2.031     3.59  0.1158  0.063  0.097  0.088
+  easyquant     2        2.485     7.04  0.4518  0.203  0.296  0.248
+  icquant       2        2.498     8.52  0.3449  0.222  0.317  0.313
 """
 
 import ml_collections
@@ -17,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     "source": "docstrings",
     "limit": 600,
     "seed": 0,
-    "batch_size": 32,
+    "batch_size": 16,
   }
   # The first pattern that is found in a leaf's path places it.
   config.rules = ((r"embeddings|norm|bias", "keep"), (r"kernel$", "weights"))

@@ -173,7 +173,7 @@ def environment() -> dict[str, Any]:
     "machine": platform.machine(),
     "device": f"{len(devices)} x {devices[0].device_kind}",
     **packages,
-    "quantlab": _sources_sha256(),
+    "quantlab sources": _sources_sha256(),
   }
 
 
@@ -183,7 +183,7 @@ def _sources_sha256() -> str:
   digest = hashlib.sha256()
   for file in sorted(root.rglob("*.py")):
     digest.update(file.read_bytes())
-  return digest.hexdigest()
+  return digest.hexdigest()[:12]
 
 
 def _sizes_table(title: str, found: Sequence[sizes.Size]) -> rich.table.Table:

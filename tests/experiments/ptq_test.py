@@ -22,6 +22,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = ("seconds", "evaluate_seconds")
 
 
+class Stopped(Exception):
+  """Stands for what ends a process in the middle of its work."""
+
+
 @pytest.fixture(name="config")
 def _config(tmp_path):
   return tiny_bert.config(tmp_path)
@@ -48,7 +52,7 @@ def _quantized(monkeypatch):
     # Shapes are quantized too, before the work.
     if quantizer is not ql.keep() and not isinstance(x, jax.core.Tracer):
       if Calls.count == Calls.limit:
-        raise KeyboardInterrupt
+        raise Stopped
       Calls.count += 1
     return original(quantizer, x, key)
 
@@ -143,7 +147,7 @@ def test_stopped_run_resumes_at_the_next_leaf(
 ):
   _, config, metrics = finished
   quantized.limit = after
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     ptq.run(config, tmp_path)
   quantized.limit = None
   caplog.set_level(logging.INFO, "quantlab")
@@ -168,13 +172,13 @@ def test_killed_run_resumes(tmp_path, finished, quantized):
   arguments = [sys.executable, "-c", RUN, json.dumps(config), str(tmp_path)]
   with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
     limit = time.monotonic() + 60
-    while not (leaves := list(tmp_path.glob("*/leaves/**/tree.json"))):
+    while not (leaves := list(tmp_path.glob("*/leaves/**/kernel/tree.json"))):
       assert run.poll() is None, "ended before its first leaf"
       assert time.monotonic() < limit
       time.sleep(0.001)
     os.kill(run.pid, signal.SIGKILL)
   assert run.returncode == -signal.SIGKILL
-  leaves = list(tmp_path.glob("*/leaves/**/tree.json"))
+  leaves = list(tmp_path.glob("*/leaves/**/kernel/tree.json"))
   assert not (tmp_path / "report.json").exists()
   found = ptq.run(config, tmp_path)
   assert _timeless(found) == _timeless(metrics)
@@ -204,7 +208,7 @@ def test_another_config_is_refused(finished, quantized):
 def test_other_weights_and_data_are_refused(tmp_path, quantized):
   config = _change(tiny_bert.config(tmp_path), weights={"method": "rtn"})
   quantized.limit = 1
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     ptq.run(config, tmp_path / "run")
   tiny_bert.write(tmp_path / "model", seed=1)
   with pytest.raises(configs.InputError, match=r"another run: weights: '\w+'"):
@@ -219,7 +223,7 @@ def test_other_weights_and_data_are_refused(tmp_path, quantized):
 def test_damaged_leaf_is_named(tmp_path, finished, quantized):
   config = finished[1]
   quantized.limit = 2
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     ptq.run(config, tmp_path)
   files = tmp_path.glob("rtn-3bit/leaves/layer_0/attention/key/**/*")
   file = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
@@ -314,7 +318,7 @@ def test_unused_rule_is_reported_before_the_work(
 ):
   config["rules"].insert(0, ["lm_head", "keep"])
   quantized.limit = 0
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Stopped):
     ptq.run(config, tmp_path / "run")
   assert "rule 'lm_head' matches no leaf" in caplog.text
 

@@ -115,13 +115,13 @@ def test_plot_draws_every_method(tmp_path):
 
 def test_sources_are_part_of_the_environment(tmp_path, monkeypatch):
   found = report.environment()
-  assert {"python", "jax", "device", "quantlab"} <= found.keys()
+  assert {"python", "jax", "device", "quantlab sources"} <= found.keys()
   assert found == report.environment()
   (tmp_path / "a.py").write_text("1")
   monkeypatch.setattr(
     report.quantlab, "__file__", str(tmp_path / "__init__.py")
   )
-  before = report.environment()["quantlab"]
-  assert before != found["quantlab"]
+  before = report.environment()["quantlab sources"]
+  assert before != found["quantlab sources"]
   (tmp_path / "a.py").write_text("2")
-  assert report.environment()["quantlab"] != before
+  assert report.environment()["quantlab sources"] != before
