@@ -53,9 +53,10 @@ notebooks: $(STAMP) ## run every notebook from end to end
 bench: $(STAMP) ## speed on this machine (BENCH="--flag=value ...")
 	@$(BIN)/python -m launch.bench $(BENCH)
 
-format: $(STAMP) ## let ruff fix and format the sources
+format: $(STAMP) ## let ruff fix and format the sources, write the notebooks
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
+	@$(BIN)/jupytext --quiet --update --to ipynb colab/*.py
 
 # Only needs uv when dependencies change; users install with pip alone.
 # The options keep every address out of the locks.

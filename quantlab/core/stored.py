@@ -7,6 +7,7 @@ Shape letters: K packed codes, W words, R rows, P marks per row, D row length,
 S symbols.
 """
 
+import functools
 import math
 
 import jax
@@ -170,12 +171,11 @@ class GapCoded:
 
   def trim(self) -> "GapCoded":
     """Drops the flags that end every stream. Needs concrete values."""
-    symbols = self.symbols.unpack()
-    used = jnp.any(symbols > 0, axis=tuple(range(symbols.ndim - 1)))
-    size = int(
-      jnp.max(jnp.where(used, jnp.arange(used.size) + 1, 0), initial=0)
-    )
-    packed = Packed.pack(symbols[..., :size], self.bits, 0, (-1,))
+    # On the host, where a size that depends on the data compiles nothing.
+    symbols = np.asarray(_unpack(self.symbols))
+    used = np.flatnonzero(symbols.any(axis=tuple(range(symbols.ndim - 1))))
+    size = int(used[-1]) + 1 if used.size else 0
+    packed = _pack(symbols[..., :size], self.bits)
     return GapCoded(
       packed, self.outer, self.marks, self.bits, self.axes, self.dims
     )
@@ -198,9 +198,12 @@ class Sparse:
   @classmethod
   def from_dense(cls, x: Array, mask: Array) -> "Sparse":
     """Collects the values under a concrete mask."""
-    # Numpy's search is many times as fast as XLA's, which has no exact sizes.
-    index = jnp.asarray(np.flatnonzero(np.asarray(mask)), jnp.uint32)
-    return cls(index, x.reshape(-1)[index], x.shape)
+    # On the host: numpy's search is many times as fast as XLA's, and a size
+    # that depends on the data compiles nothing.
+    index = np.flatnonzero(np.asarray(mask))
+    values = np.asarray(x).reshape(-1)[index]
+    index = jnp.asarray(index.astype(np.uint32))
+    return cls(index, jnp.asarray(values), x.shape)
 
   def dequantize(self) -> Array:
     """The dense tensor."""
@@ -227,3 +230,13 @@ def _streams(outer: Shape) -> Shape:
   total = math.prod(outer)
   num_rows = STREAM_ROWS if total % STREAM_ROWS == 0 else total
   return (total // num_rows if num_rows else 0, num_rows)
+
+
+@jax.jit
+def _unpack(packed: Packed) -> Array:
+  return packed.unpack()
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pack(symbols: Array, bits_: int) -> Packed:
+  return Packed.pack(symbols, bits_, 0, (-1,))
