@@ -22,9 +22,7 @@ def nearest() -> base.Quantizer:
     >>> print(ql.dequantize(ql.quantize(q, x)).round(3))
     [-1.    -0.067  0.067  1.   ]
   """
-  return compose.stage(
-    lambda q: _rounded(q, lambda codes: numerics.ste_round(codes))
-  )
+  return compose.stage(lambda q: _rounded(q, numerics.ste_round))
 
 
 def stochastic() -> base.Quantizer:
