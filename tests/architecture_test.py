@@ -52,7 +52,15 @@ LAYERS = {
 OUTSIDE = {"core": {"jax", "numpy"}}
 
 # Slow to import and needed by few callers: imported where they are used.
-LAZY = {"datasets", "matplotlib", "orbax", "safetensors", "tokenizers"}
+LAZY = {
+  "PIL",
+  "datasets",
+  "matplotlib",
+  "orbax",
+  "safetensors",
+  "sklearn",
+  "tokenizers",
+}
 
 LAUNCHER_LINES = 60
 

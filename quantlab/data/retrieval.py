@@ -7,25 +7,16 @@ standard-library docstring from its first line.
 from collections.abc import Iterable
 import dataclasses
 import hashlib
-import pathlib
 import platform
-import random
-from typing import Any
 
-from quantlab import hub
-from quantlab.data import stdlib
+from quantlab.data import stdlib, tables
 
 Pair = tuple[str, str]
 
 # Characters: shorter ones ("Close.") do not tell documents apart.
 _MIN_QUERY = 15
 _MIN_DOCUMENT = 40
-_READERS = {
-  ".csv": "csv",
-  ".json": "json",
-  ".jsonl": "json",
-  ".parquet": "parquet",
-}
+_ALTERNATIVES = "a local path, or 'docstrings', which needs no files at all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +78,14 @@ def retrieval(
   """Loads a retrieval task from anywhere.
 
   Args:
-    source: `"docstrings"`; a csv, json, jsonl or parquet file; a folder of
-      `datasets.Dataset.save_to_disk`; or a hub id.
+    source: `"docstrings"`; a csv, json, jsonl or parquet file, or a pattern of
+      several; a folder of them, or of `datasets.Dataset.save_to_disk`; or a hub
+      id. See `quantlab.data.tables.table`.
     limit: pairs to draw; None takes all.
     seed: of the draw.
     query_column: column of the queries.
     document_column: column of the documents.
-    split: split to read; slices such as `"train[:1000]"` work for files and
-      hub ids.
+    split: split to read, as `tables.table` takes it.
 
   Raises:
     FileNotFoundError: no such file, folder or hub id.
@@ -103,13 +94,13 @@ def retrieval(
   """
   if source == "docstrings":
     return docstrings(limit=limit, seed=seed)
-  table = _table(source, split)
-  columns = [query_column, document_column]
-  missing = [name for name in columns if name not in table.column_names]
-  if missing:
-    raise ValueError(f"{source}: no {missing} among {table.column_names}")
+  table = tables.table(source, split, alternatives=_ALTERNATIVES)
   queries, documents = (
-    [str(text or "").strip() for text in table[name]] for name in columns
+    [
+      str(text or "").strip()
+      for text in table[tables.column(source, table, name)]
+    ]
+    for name in (query_column, document_column)
   )
   rows = zip(queries, documents, strict=True)
   pairs = [(query, document) for query, document in rows if query and document]
@@ -120,8 +111,6 @@ def _draw(
   pairs: Iterable[Pair], source: str, *, limit: int | None, seed: int
 ) -> Pairs:
   """Sorts, drops repeated queries and documents, and samples."""
-  if limit is not None and limit < 1:
-    raise ValueError(f"{limit=} must be at least 1")
   queries, documents, kept = set(), set(), []
   for query, document in sorted(set(pairs)):
     # A repeated text would make the right answer ambiguous.
@@ -131,61 +120,7 @@ def _draw(
       kept.append((query, document))
   if not kept:
     raise ValueError(f"{source}: no pair of a query and a document")
-  count = len(kept) if limit is None else min(limit, len(kept))
-  chosen = random.Random(seed).sample(kept, count)
-  texts = [text for pair in chosen for text in pair]
+  rows = tables.draw(len(kept), limit=limit, seed=seed)
+  texts = [text for row in rows for text in kept[row]]
   digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
   return Pairs(texts[::2], texts[1::2], f"{source}, seed {seed}", digest)
-
-
-def _table(source: str, split: str) -> Any:
-  """Returns a `datasets.Dataset`."""
-  import datasets
-  import datasets.exceptions
-
-  path = pathlib.Path(source).expanduser()
-  if path.is_dir():
-    return _saved(source, path, split)
-  if path.suffix in _READERS:
-    if not path.is_file():
-      raise FileNotFoundError(f"{source}: no such file")
-    reader = _READERS[path.suffix]
-    try:
-      return datasets.load_dataset(reader, data_files=str(path), split=split)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-      cause = str(error.__cause__ or error).partition("\n")[0]
-      raise ValueError(f"{source}: not read as {reader}: {cause}") from None
-  return _hub_table(source, split)
-
-
-def _saved(source: str, path: pathlib.Path, split: str) -> Any:
-  import datasets
-
-  try:
-    saved = datasets.load_from_disk(str(path))
-  except FileNotFoundError:
-    raise FileNotFoundError(
-      f"{source}: not a folder of datasets.Dataset.save_to_disk"
-    ) from None
-  if isinstance(saved, datasets.Dataset):
-    return saved
-  if split not in saved:
-    raise ValueError(f"{source}: no split {split!r} among {[*saved]}")
-  return saved[split]
-
-
-def _hub_table(source: str, split: str) -> Any:
-  import datasets
-  import datasets.config
-
-  try:
-    hub.require(source, repo_type="dataset")
-  except ConnectionError as unreachable:
-    # Without the variable the library would retry for half a minute.
-    if not datasets.config.HF_HUB_OFFLINE:
-      raise
-    try:
-      return datasets.load_dataset(source, split=split)
-    except OSError:
-      raise unreachable from None
-  return datasets.load_dataset(source, split=split)

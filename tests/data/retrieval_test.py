@@ -172,7 +172,7 @@ def test_columns(tmp_path):
     source, query_column="document", document_column="query"
   )
   assert set(swapped.queries) == set(ROWS["document"])
-  message = r"no \['body'\] among \['query', 'document'\]"
+  message = r"no column 'body' among .*'query': .*'document'"
   with pytest.raises(ValueError, match=message):
     retrieval.retrieval(source, document_column="body")
 
@@ -198,7 +198,7 @@ def test_missing_split(tmp_path):
 def test_broken_table(tmp_path):
   file = tmp_path / "pairs.parquet"
   file.write_bytes(b"no parquet")
-  with pytest.raises(ValueError, match=r"pairs\.parquet: not read as parquet"):
+  with pytest.raises(ValueError, match=r"pairs\.parquet: not read: "):
     retrieval.retrieval(str(file))
 
 
