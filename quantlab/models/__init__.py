@@ -3,10 +3,18 @@
 Nothing here knows of quantization: a method reaches a model from outside,
 through its parameters and flax's interceptors.
 
-  bert:        the BERT family of encoders.
-  checkpoint:  published files to a model, its parameters and its tokenizer.
-  families:    what tells the published families apart.
-  hub:         finds that folder: a pip package, a path or a hub id.
-  tokens:      texts to token arrays of few shapes.
-  weights:     safetensors to a tree of parameters.
+  bert:               the BERT family of encoders.
+    classifier:         the same with a head for classes.
+    families:           what tells the published ones apart.
+    checkpoint:         published files to an encoder, with its tokenizer.
+  causal:             decoder-only language models: BLOOM, Llama.
+    positions:          what they know of the order of tokens.
+    likelihood:         how likely texts are to them.
+    causal_families:    what tells the published ones apart.
+    causal_checkpoint:  published files to a language model.
+  repvgg:             image classifiers whose branches fuse into convolutions.
+    repvgg_weights:     published ones.
+  tokens:             texts to token arrays of few shapes.
+  weights:            published files to a tree of parameters.
+    torch_file:         those that torch wrote, without torch.
 """

@@ -21,6 +21,7 @@ _BERT_TENSORS = {
   "layer/mlp/down": "encoder.layer.{}.output.dense",
   "layer/mlp/norm": "encoder.layer.{}.output.LayerNorm",
 }
+_BERT_HEAD = {"pooler": "pooler.dense", "classifier": "classifier"}
 _DISTILBERT_TENSORS = _BERT_TENSORS | {
   "layer/attention/query": "transformer.layer.{}.attention.q_lin",
   "layer/attention/key": "transformer.layer.{}.attention.k_lin",
@@ -51,11 +52,12 @@ class Family(NamedTuple):
   """One published naming scheme.
 
   Attributes:
-    prefix: in front of every encoder tensor of a checkpoint with a head.
-    tensors: module of `bert.Bert` to the published module.
-    config: field of `bert.BertConfig` to the key of `config.json`, where
-      the two differ.
-    fixed: fields of `bert.BertConfig` that `config.json` does not tell.
+    prefix: in front of every tensor of a checkpoint with a head, but for those
+      of the head itself.
+    tensors: module of ours to the published module.
+    config: field of the model's config to the key of `config.json`, where the
+      two differ.
+    fixed: fields of the model's config that `config.json` does not tell.
     padded_positions: whether positions count from `pad_token_id + 1`.
   """
 
@@ -72,7 +74,8 @@ class Family(NamedTuple):
       >>> FAMILIES["bert"].keys(("layer_3", "mlp", "up", "kernel"))
       ('encoder.layer.3.intermediate.dense.weight',)
     """
-    block, _, index = path[0].partition("_")
+    stem, _, index = path[0].rpartition("_")
+    block = stem if index.isdigit() else path[0]
     module = self.tensors["/".join((block, *path[1:-1]))].format(index)
     return tuple(f"{module}.{leaf}" for leaf in _LEAVES[path[-1]])
 
@@ -80,7 +83,7 @@ class Family(NamedTuple):
 _ROBERTA = Family("roberta.", padded_positions=True)
 
 FAMILIES: dict[str, Family] = {
-  "bert": Family("bert."),
+  "bert": Family("bert.", tensors=_BERT_TENSORS | _BERT_HEAD),
   "roberta": _ROBERTA,
   "xlm-roberta": _ROBERTA,
   "camembert": _ROBERTA,

@@ -5,8 +5,11 @@ Shape letters: B batch, R texts, T tokens.
 
 from collections.abc import Callable, Iterator, Sequence
 import pathlib
+from typing import Any
 
 import numpy as np
+
+from quantlab import hub
 
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 """Maps R texts to `[R, T]` int32 ids and the `[R, T]` bool mask."""
@@ -21,7 +24,7 @@ def encoder(
   """Makes an `Encode` of a published tokenizer.
 
   Args:
-    file: a `tokenizer.json`.
+    file: a `tokenizer.json`, or the `vocab.txt` that BERT's had before.
     max_tokens: texts are cut to so many tokens, special ones included; the
       tokenizer's own limit counts where it is lower.
     pad_id: id that fills rows on the right, as the model's config says.
@@ -34,14 +37,7 @@ def encoder(
     FileNotFoundError: there is no such file.
     ValueError: it is no tokenizer, or `max_tokens` leaves no room for text.
   """
-  import tokenizers
-
-  if not pathlib.Path(file).is_file():
-    raise FileNotFoundError(f"{file}: no such file")
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
-  except Exception as error:  # noqa: BLE001 (the library raises no other)
-    raise ValueError(f"{file}: not a tokenizer: {error}") from None
+  tokenizer = _tokenizer(pathlib.Path(file))
   own = (tokenizer.truncation or {}).get("max_length", max_tokens)
   limit = min(own, max_tokens)
   special = tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -107,6 +103,22 @@ def batches(
       np.pad(mask[rows, :width], filler),
       rows,
     )
+
+
+def _tokenizer(file: pathlib.Path) -> Any:
+  import tokenizers
+
+  if not file.is_file():
+    raise FileNotFoundError(f"{file}: no such file")
+  try:
+    if file.suffix == ".txt":
+      settings = file.with_name("tokenizer_config.json")
+      found = hub.read_json(settings) if settings.is_file() else {}
+      lowercase = found.get("do_lower_case", True)
+      return tokenizers.BertWordPieceTokenizer(str(file), lowercase=lowercase)
+    return tokenizers.Tokenizer.from_file(str(file))
+  except Exception as error:  # noqa: BLE001 (the library raises no other)
+    raise ValueError(f"{file}: not a tokenizer: {error}") from None
 
 
 def _round_up(count: int) -> int:
