@@ -18,7 +18,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install ptq test lint types unit notebooks bench format lock clean
+.PHONY: help install ptq compare test lint types unit notebooks bench format \
+	lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -29,6 +30,12 @@ install: $(STAMP) ## create .venv and install the locked packages into it
 ptq: $(STAMP) ## quantize MiniLM and report (WORKDIR=runs/ptq-minilm)
 	@$(BIN)/python -m launch.ptq --config=configs/ptq/minilm.py \
 		--workdir=$(WORKDIR)
+
+compare: $(STAMP) ## all weight methods at equal stored bits: MiniLM, RepVGG
+	@for model in minilm repvgg; do \
+		$(BIN)/python -m launch.ptq --config=configs/compare/$$model.py \
+			--workdir=runs/compare-$$model || exit 1; \
+	done
 
 # One after the other even under `make -j`: the tests' summary closes the output.
 test: $(STAMP) ## every check: lint, types, tests, doctests, notebooks

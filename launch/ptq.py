@@ -1,4 +1,4 @@
-"""Quantizes a pretrained encoder and reports.
+"""Quantizes a pretrained model in all ways of a config, and reports.
 
 python -m launch.ptq --config=configs/ptq/minilm.py --workdir=runs/ptq-minilm
 """

@@ -7,7 +7,7 @@ qparams = ql.quantize(plan, params)
 logits = ql.apply(model, {"params": qparams}, x)
 """
 
-from quantlab.apply import apply
+from quantlab.apply import apply, calibrate, sites
 from quantlab.checkpoint import restore, save
 from quantlab.core.base import (
   INT2,
@@ -25,41 +25,49 @@ from quantlab.core.base import (
   UINT7,
   UINT8,
   IntSpec,
+  Observer,
   Quantizer,
   Range,
   State,
 )
-from quantlab.core.numerics import per_block, per_channel, per_tensor
+from quantlab.core.numerics import chunks, per_block, per_channel, per_tensor
 from quantlab.core.qtensor import (
   QTensor,
   Sum,
+  Window,
   bits_per_weight,
   dequantize,
   lift,
   nbits,
 )
-from quantlab.methods.easyquant import easyquant
+from quantlab.methods.cfws import cfws
+from quantlab.methods.easyquant import easyquant, exact_outliers
 from quantlab.methods.icquant import icquant
 from quantlab.methods.lloyd import lloyd
 from quantlab.methods.rtn import rtn
-from quantlab.transforms.compose import (
-  keep,
-  label,
-  masks,
-  split,
-  stacked,
-  stage,
-)
+from quantlab.methods.splitquant import clusterquant, splitquant
+from quantlab.transforms.compose import keep, stacked, stage
+from quantlab.transforms.divergence import kl, kl_improved
 from quantlab.transforms.estimate import (
   absmax,
   by_gradient,
   minmax,
   mse,
+  mse_golden,
   percentile,
 )
 from quantlab.transforms.fit import fit, tables
-from quantlab.transforms.labels import beyond, outliers
+from quantlab.transforms.labels import beyond, clusters, outliers, tails
 from quantlab.transforms.levels import kmeans
+from quantlab.transforms.observe import ema, extremes, histogram, tracked
+from quantlab.transforms.partition import (
+  branches,
+  exact,
+  label,
+  masks,
+  split,
+)
 from quantlab.transforms.plan import Plan, by_path, chain, quantize
 from quantlab.transforms.rounding import nearest, stochastic
+from quantlab.transforms.sensitivity import sensitivity
 from quantlab.transforms.store import gap_code, pack

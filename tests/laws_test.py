@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.core import bits, grids, qtensor, stored
+from quantlab.core import bits, gaps, grids, qtensor, stored
 
 K, N = 96, 20
 
@@ -24,6 +24,8 @@ class Case(NamedTuple):
       what depends on the data (the number of exact outliers, of gap symbols).
     idempotent: quantizing again changes nothing.
     random: needs a key.
+    shape: of the weights.
+    parts: weights to the tensors that the grid parts of the result are of.
     tolerance: of the same computation in another program. Adam's last steps
       amplify what rounding makes of a sum.
   """
@@ -32,6 +34,8 @@ class Case(NamedTuple):
   nbits: Callable[[Any], int]
   idempotent: bool = True
   random: bool = False
+  shape: tuple[int, ...] = (K, N)
+  parts: Callable[[Any], list[Any]] = lambda w: [w]
   tolerance: float = 1e-5
 
 
@@ -41,16 +45,38 @@ def _affine(n, cells=N, zero_bits=32):
 
 
 def _gap_code(q):
-  """Bits that the streams of gap symbols need, from the positions alone."""
+  """Bits that the stream of gap symbols needs, from the positions alone."""
   labels = q.grid.labels
-  positions = np.asarray(labels.decode().positions)
-  gaps = np.diff(positions, axis=-1, prepend=-1)
-  symbols = int(np.sum((gaps - 1) // (2**labels.bits - 1) + 1))
-  return 32 * -(-symbols * labels.bits // 32)  # one stream
+  labels = getattr(labels, "first", labels)
+  positions = labels.decode().positions
+  if labels.shuffled:
+    positions = gaps.shuffle(positions, K)
+  steps = np.diff(positions, axis=-1, prepend=-1)
+  symbols = int(np.sum((steps - 1) // (2**labels.bits - 1) + 1))
+  # A flag, and one stream.
+  return 8 + 32 * bits.num_words(symbols, labels.bits)
+
+
+def _branches(w):
+  parts = ql.quantize(ql.splitquant(ql.keep()), w).parts
+  return [part.dequantize() for part in parts]
+
+
+def _coarse_and_fine(w):
+  centre = w[1:2, 1:2]
+  step = jnp.max(jnp.abs(centre), axis=2, keepdims=True) / 127
+  step = jnp.where(step > 0, step, 1)
+  coarse = jnp.floor(centre / step + 0.5) * step
+  return [coarse, w.at[1:2, 1:2].add(-coarse)]
+
+
+# 20 labels of three to a word.
+DIGITS = 32 * -(-K // 20) * N
+CONV = (3, 3, 8, N)
 
 
 def _exact(q):
-  return 64 * q.parts[1].values.size
+  return 64 * q.parts[-1].values.size
 
 
 CASES = {
@@ -130,6 +156,53 @@ CASES = {
     idempotent=False,
     tolerance=5e-3,
   ),
+  "rtn3_exact_zero": Case(
+    ql.rtn(3, exact_zero=True), lambda q: _affine(3, zero_bits=8)
+  ),
+  "icquant_chosen": Case(  # round(0.182 * 96) = 17 outliers, symbols of 4 bits
+    ql.icquant(ql.rtn(2, exact_zero=True)),
+    lambda q: _affine(2, zero_bits=8) + 2 * 64 * N + _gap_code(q),
+    idempotent=False,  # more than 17 are equal then
+  ),
+  "icquant_shuffled": Case(
+    ql.icquant(ql.rtn(2), ratio=0.1, shuffle=True),
+    lambda q: _affine(2, 3 * N) + _gap_code(q),
+  ),
+  "icquant_clusterquant": Case(
+    ql.icquant(ql.clusterquant(ql.lloyd(2)), ratio=0.05),
+    lambda q: 2 * K * N + 6 * 4 * 32 * N + DIGITS + _gap_code(q),
+    idempotent=False,
+  ),
+  "exact_icquant": Case(
+    ql.exact_outliers(ql.icquant(ql.rtn(3), ratio=0.05), sigmas=2.0),
+    lambda q: _affine(3, 3 * N) + _gap_code(q.parts[0]) + _exact(q),
+    idempotent=False,
+  ),
+  "splitquant2": Case(
+    ql.splitquant(ql.rtn(2, exact_zero=True)),
+    lambda q: 3 * _affine(2, zero_bits=8),
+    idempotent=False,  # finds new clusters
+    parts=_branches,
+  ),
+  "clusterquant2": Case(
+    ql.clusterquant(ql.rtn(2)),
+    lambda q: _affine(2, 3 * N) + DIGITS,
+    idempotent=False,
+  ),
+  "cfws8": Case(
+    ql.cfws(),
+    lambda q: 2 * (32 * N + 8) + 8 * 8 * N + 8 * 72 * N,
+    shape=CONV,
+    parts=_coarse_and_fine,
+    idempotent=False,  # the residual of the centre is another
+  ),
+  "cfws_rtn4": Case(
+    ql.cfws(fine=ql.rtn(4)),
+    lambda q: 8 * 8 * N + 32 * N + 8 + 4 * 72 * N + 64 * N,
+    shape=CONV,
+    parts=_coarse_and_fine,
+    idempotent=False,
+  ),
   "split_icquant": Case(
     ql.split(
       ql.masks(ql.beyond(2.0)), ql.icquant(ql.rtn(4, symmetric=True)), ql.keep()
@@ -144,9 +217,9 @@ ALL = pytest.mark.parametrize("name", CASES)
 
 
 @functools.cache
-def _weights(seed=0):
-  x = jax.random.t(jax.random.key(seed), 4.0, (K, N))
-  return x.at[:, 3].set(0.0).at[:, 4].set(0.7).at[:, 5].multiply(1e-3)
+def _weights(seed=0, shape=(K, N)):
+  x = jax.random.t(jax.random.key(seed), 4.0, shape)
+  return x.at[..., 3].set(0.0).at[..., 4].set(0.7).at[..., 5].multiply(1e-3)
 
 
 def _key(case):
@@ -156,17 +229,19 @@ def _key(case):
 @functools.cache
 def _stored(name):
   case = CASES[name]
-  return ql.quantize(case.quantizer, _weights(), key=_key(case))
+  return ql.quantize(case.quantizer, _weights(0, case.shape), key=_key(case))
 
 
 def _grid_parts(q):
   parts = q.parts if isinstance(q, ql.Sum) else [q]
+  parts = [p.part if isinstance(p, ql.Window) else p for p in parts]
   return [p for p in parts if isinstance(p, ql.QTensor)]
 
 
 @ALL
 def test_storage_is_lossless(name):
-  case, w = CASES[name], _weights()
+  case = CASES[name]
+  w = _weights(0, case.shape)
   # What a training step sees, against what a checkpoint holds.
   plan = ql.chain(case.quantizer)
   state = plan.init(w)
@@ -181,17 +256,18 @@ def test_storage_is_lossless(name):
 
 @ALL
 def test_error_is_at_most_half_a_step_inside_the_range(name):
-  case, w = CASES[name], _weights()
-  for part in _grid_parts(_stored(name)):
+  case, q = CASES[name], _stored(name)
+  tensors = case.parts(_weights(0, case.shape))
+  for part, x in zip(_grid_parts(q), tensors, strict=True):
     lo, hi = part.grid.bounds
     codes = grids.plain(part.codes).astype(jnp.float32)
-    at = part.grid.encode(w)
+    at = part.grid.encode(x)
     inside = (at >= lo) & (at <= hi)
-    if isinstance(_stored(name), ql.Sum):
-      inside &= _stored(name).parts[1].dequantize() == 0
+    if isinstance(q, ql.Sum) and isinstance(q.parts[-1], stored.Sparse):
+      inside &= q.parts[-1].dequantize() == 0
     limit = 1.0 if case.random else 0.5
     assert jnp.max(jnp.where(inside, jnp.abs(codes - at), 0)) <= limit + 1e-4
-    assert jnp.sum(inside) > K * N / 3
+    assert jnp.sum(inside) > x.size / 3
 
 
 @ALL
@@ -213,7 +289,7 @@ def test_idempotent(name):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_keeps_shape_dtype_and_structure(name, dtype):
   case = CASES[name]
-  w = _weights().astype(dtype)
+  w = _weights(0, case.shape).astype(dtype)
   q = ql.quantize(case.quantizer, w, key=_key(case))
   assert (q.shape, q.dtype) == (w.shape, dtype)
   out = q.dequantize()
@@ -233,9 +309,9 @@ def test_one_trace_for_two_steps(name):
     q, stats = case.quantizer.apply(w, state, key)
     return q.dequantize(), ql.State(state.learned, stats)
 
-  state = case.quantizer.init(_weights())
+  state = case.quantizer.init(_weights(0, case.shape))
   for seed in range(2):
-    _, new = step(_weights(seed), state, _key(case))
+    _, new = step(_weights(seed, case.shape), state, _key(case))
     assert jax.tree.structure(new) == jax.tree.structure(state)
     state = new
   assert len(traces) == 1
@@ -244,7 +320,8 @@ def test_one_trace_for_two_steps(name):
 @ALL
 def test_same_key_same_bits(name):
   case = CASES[name]
-  again = ql.quantize(case.quantizer, _weights(), key=_key(case))
+  w = _weights(0, case.shape)
+  again = ql.quantize(case.quantizer, w, key=_key(case))
   for a, b in zip(
     jax.tree.leaves(again), jax.tree.leaves(_stored(name)), strict=True
   ):
@@ -267,7 +344,7 @@ def test_nbits_equals_the_closed_form(name):
 @ALL
 def test_under_jit_and_vmap(name):
   case = CASES[name]
-  stack = jnp.stack([_weights(0), _weights(1)])
+  stack = jnp.stack([_weights(0, case.shape), _weights(1, case.shape)])
 
   @jax.jit
   def quantized(w, key):
@@ -288,7 +365,8 @@ def test_under_jit_and_vmap(name):
 
 @ALL
 def test_gradient_passes_straight_through(name):
-  case, w = CASES[name], _weights()
+  case = CASES[name]
+  w = _weights(0, case.shape)
   cotangent = jax.random.normal(jax.random.key(3), w.shape)
 
   @jax.jit
@@ -308,9 +386,9 @@ def test_gradient_passes_straight_through(name):
 @ALL
 def test_degenerate_tensors(name):
   case = CASES[name]
-  shapes = [(1, 3), (K, 1)]
+  shapes = [(*case.shape[:-2], 1, 3), (*case.shape[:-2], K, 1)]
   if "block" in name:
-    shapes = [(K, 1)]
+    shapes = shapes[1:]
   for shape in shapes:
     for value in (0.0, -1.5):
       w = jnp.full(shape, value)

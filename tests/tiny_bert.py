@@ -91,10 +91,14 @@ def write_pairs(file):
 def config(folder):
   """A config of the job on what is written into `folder`: two variants."""
   return {
+    "task": "retrieval",
     "model": {"path": str(write(folder / "model"))},
     "data": {"source": str(write_pairs(folder / "pairs.csv")), "batch_size": 4},
     "rules": [["embeddings|norm|bias", "keep"], ["kernel$", "weights"]],
+    "methods": {
+      "rtn": {"method": "rtn"},
+      "icquant": {"method": "icquant", "inner": "rtn", "ratio": 0.05},
+    },
     "weights": {"method": None, "bits": 3, "dtype": "float16"},
-    "sweep": {"method": ["rtn", "icquant"]},
-    "icquant": {"inner": {"method": "rtn"}, "ratio": 0.05, "gap_bits": 5},
+    "sweep": {"rtn": {}, "icquant": {}},
   }

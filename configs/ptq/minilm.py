@@ -13,7 +13,7 @@ One variant, or another model of the BERT family (a folder or a hub id):
   ... --config.model.path=sentence-transformers/all-MiniLM-L12-v2
 
 `--dry_run` prints the sizes of all leaves instead. Any argument of a method can
-be set, listed below or not: `--config.rtn.estimator=mse`.
+be set, listed below or not: `--config.methods.rtn.estimator=mse`.
 
 Takes 2 to 3 minutes on 2 CPU cores, as busy as they are. With Python 3.11,
 whose docstrings the task is made of:
@@ -37,6 +37,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
+  config.task = "retrieval"
   # The pip package's model; or a folder of the BERT family, or a hub id.
   config.model = {"path": "minilm"}
   config.data = {
@@ -47,19 +48,32 @@ def get_config() -> ml_collections.ConfigDict:
   }
   # The first pattern that is found in a leaf's path places it.
   config.rules = ((r"embeddings|norm|bias", "keep"), (r"kernel$", "weights"))
-  # For every quantizer that has such arguments.
+  # What is compared, with the arguments that are its own.
+  config.methods = {
+    # With a level at 0: without one, the many small weights of a row that has
+    # an outlier are all off by the same amount, which a sum does not average
+    # out.
+    "rtn": {"method": "rtn", "symmetric": True, "narrow": False},
+    "easyquant": {
+      "method": "easyquant",
+      "sigmas": 3.0,
+      "steps": 100,
+      "learning_rate": 0.05,
+    },
+    "icquant": {
+      "method": "icquant",
+      "inner": {"method": "rtn"},
+      "ratio": 0.05,
+      "gap_bits": 6,
+    },
+  }
+  # For every quantizer that has such arguments. What is None is open.
   config.weights = {
     "method": config_dict.placeholder(str),
     "bits": config_dict.placeholder(int),
     "granularity": ("per_channel", -1),
     "dtype": "float16",
   }
-  # What `weights` leaves open: a table row for each combination.
-  config.sweep = {"method": ("rtn", "easyquant", "icquant"), "bits": (2, 3, 4)}
-  # Arguments of one method.
-  # With a level at 0: without one, the many small weights of a row that has an
-  # outlier are all off by the same amount, which a sum does not average out.
-  config.rtn = {"symmetric": True, "narrow": False}
-  config.easyquant = {"sigmas": 3.0, "steps": 100, "learning_rate": 0.05}
-  config.icquant = {"inner": {"method": "rtn"}, "ratio": 0.05, "gap_bits": 6}
+  # What is open: a row of the table for each combination of a method's lists.
+  config.sweep = {name: {"bits": (2, 3, 4)} for name in config.methods}
   return config

@@ -24,7 +24,9 @@ def static(**kwargs: Any) -> Any:
   return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+@dataclass_transform(
+  frozen_default=True, field_specifiers=(static, dataclasses.field)
+)
 def pytree(cls: type[T]) -> type[T]:
   """Makes a class a frozen dataclass that jax sees as a pytree."""
   return jax.tree_util.register_dataclass(
@@ -43,6 +45,9 @@ class IntSpec:
     narrow: a signed symmetric spec drops the lowest code, so 4 bits are
       -7..7 with step absmax/7. With `narrow=False` they are -8..7 with step
       absmax/7.5. Both conventions are in use; it has no effect elsewhere.
+    exact_zero: the zero point is an integer, so 0 is a level, and the range is
+      extended to hold it. Without it both ends of the range are levels. It has
+      no effect on a symmetric spec, whose zero is exact anyway.
 
   Example:
     >>> IntSpec(4).lo, IntSpec(4).hi
@@ -56,6 +61,7 @@ class IntSpec:
   signed: bool = True
   symmetric: bool = False
   narrow: bool = True
+  exact_zero: bool = False
 
   def __post_init__(self):
     if isinstance(self.bits, bool) or not isinstance(self.bits, int):
@@ -124,22 +130,50 @@ class Quantizer(NamedTuple):
   apply: Callable[..., tuple[Any, PyTree]]
 
 
+class Seen(NamedTuple):
+  """The statistics of `tracked`.
+
+  Attributes:
+    count: int32, tensors observed.
+    stats: the observer's.
+  """
+
+  count: Array
+  stats: PyTree
+
+
 class Estimator(Protocol):
   """Chooses the range of every row, of each on its own."""
 
-  def __call__(self, rows: Array, mask: Array, spec: IntSpec) -> Range:
+  def __call__(self, rows: Array, weight: Array, spec: IntSpec) -> Range:
     """Estimates `[R]` ranges.
 
     Args:
       rows: `[R, E]` float values.
-      mask: `[R, E]` bool, the elements to cover. Values outside it are real
-        weights that some other part of a decomposition stores.
+      weight: `[R, E]` bool, or floats of at least 0: how often an element
+        counts. What has weight 0 is not to be covered: it is a value that some
+        other part of a decomposition stores.
       spec: the codes the range will be divided into.
 
     Returns:
-      The range of each row; for a row with an empty mask, `(0, 0)`.
+      The range of each row; for a row without weight, `(0, 0)`.
     """
     ...
+
+
+class Observer(NamedTuple):
+  """Estimates ranges from what it has seen in many tensors, row by row.
+
+  Attributes:
+    init: `init(num_rows, dtype) -> stats`, having seen nothing.
+    update: `update(stats, rows, weight, spec) -> stats`, with arguments as an
+      `Estimator` takes them. What is not finite leaves the stats as they were.
+    range: `range(stats, spec) -> Range`.
+  """
+
+  init: Callable[..., PyTree]
+  update: Callable[..., PyTree]
+  range: Callable[..., Range]
 
 
 class LevelFitter(Protocol):

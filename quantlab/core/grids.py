@@ -11,6 +11,7 @@ tensor's: that is its granularity.
 Shape letters: C levels of a codebook; G the shape of a grid.
 """
 
+import dataclasses
 from typing import Any, Protocol
 
 import jax
@@ -46,11 +47,14 @@ class Raw:
     mask: which elements belong to this part of a decomposition; of the
       tensor's shape, or a scalar. An element outside is 0 in this part, but its
       value stays in the codes, for estimators that look at the whole row.
+    weight: what the squared error of each element counts, at least 0; of the
+      tensor's shape, or a scalar.
     tails: the elements are two tails around an empty middle, so a uniform grid
       does best to give each side a half of the codes.
   """
 
-  mask: Array
+  mask: Array = dataclasses.field(default_factory=lambda: jnp.ones((), bool))
+  weight: Array = dataclasses.field(default_factory=lambda: jnp.ones(()))
   tails: bool = base.static(default=False)
 
   def decode(self, codes: Array) -> Array:

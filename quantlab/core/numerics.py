@@ -74,6 +74,28 @@ def per_block(axis: int, size: int) -> base.Granularity:
   return granularity
 
 
+def chunks(axis: int, count: int) -> base.Granularity:
+  """One grid cell per chunk, of `count` equal ones along `axis`.
+
+  The other axes share them.
+
+  Example:
+    >>> chunks(-1, 3)((8, 96))
+    (1, 3)
+  """
+
+  def granularity(shape: Shape) -> Shape:
+    i = _axis(axis, shape, "chunks")
+    if count < 1 or shape[i] % count:
+      raise ValueError(
+        f"chunks: axis {axis} of shape {shape} has {shape[i]} elements, which "
+        f"{count} chunks do not divide"
+      )
+    return tuple(count if j == i else 1 for j in range(len(shape)))
+
+  return granularity
+
+
 def _axis(axis: int, shape: Shape, name: str) -> int:
   if not -len(shape) <= axis < len(shape):
     raise ValueError(f"{name}: axis {axis} is not an axis of shape {shape}")
@@ -230,6 +252,7 @@ def affine_from_range(
   """Step and zero point of the uniform grid that covers a range.
 
   Asymmetric: both ends of the range are levels (`zero` is real-valued).
+  With an exact zero: the range is extended to hold 0, `zero` is an integer.
   Symmetric: `zero` is 0 and the step is `max(|lo|, |hi|) / absmax_code`.
 
   A row of one constant value keeps it exactly. The step is never finer than
@@ -242,7 +265,8 @@ def affine_from_range(
     dtype: what step and zero point are stored in.
 
   Returns:
-    `(scale, zero)`, both in `dtype` (a symmetric zero is one int8).
+    `(scale, zero)`, both in `dtype`. A symmetric zero is one int8, an exact
+    one an integer of as many bytes as a code takes.
   """
   lo, hi = range_
   absmax = jnp.maximum(jnp.abs(lo), jnp.abs(hi))
@@ -251,6 +275,8 @@ def affine_from_range(
     scale = absmax / spec.absmax_code
     scale = jnp.where(absmax > 0, jnp.maximum(scale, float(info.tiny)), 1)
     return scale.astype(dtype), jnp.zeros((1,) * lo.ndim, jnp.int8)
+  if spec.exact_zero:
+    lo, hi = jnp.minimum(lo, 0), jnp.maximum(hi, 0)
   step = (hi - lo) / (spec.hi - spec.lo)
   scale = jnp.maximum(step, absmax * float(info.eps))
   # A constant row: one step away from zero is the constant itself.
@@ -258,7 +284,15 @@ def affine_from_range(
   scale = jnp.where(absmax > 0, jnp.maximum(scale, float(info.tiny)), 1)
   scale = scale.astype(dtype)
   zero = spec.lo - lo / scale.astype(lo.dtype)
+  if spec.exact_zero:
+    integer = jnp.dtype(f"{'' if spec.signed else 'u'}int{_bytes(spec) * 8}")
+    zero = jnp.clip(jnp.round(zero), spec.lo, spec.hi)
+    return scale, jax.lax.stop_gradient(zero).astype(integer)
   return scale, zero.astype(dtype)
+
+
+def _bytes(spec: base.IntSpec) -> int:
+  return 1 if spec.bits <= 8 else 2
 
 
 @jax.custom_jvp

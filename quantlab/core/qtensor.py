@@ -88,24 +88,72 @@ class Sum:
 
   def dequantize(self) -> Array:
     """The tensor as floats."""
-    total, *rest = [part.dequantize() for part in self.parts]
+    # Clamped to all there is: a compiler may contract a product and a sum into
+    # one rounding, and the same tensor has other bits in another program.
+    most = jnp.finfo(self.dtype).max
+    total, *rest = [
+      jax.lax.clamp(-most, part.dequantize(), most) for part in self.parts
+    ]
     for part in rest:
       total = total + part
     return total
 
 
-def lift(x: Any) -> QTensor | Sum:
+@base.pytree
+class Window:
+  """A tensor that is 0 outside a window, such as the centre of a kernel.
+
+  Attributes:
+    part: the window: `QTensor`, `Sum` or anything with `dequantize()`.
+    start: where the window begins, along each axis.
+    dims: shape of the whole tensor.
+  """
+
+  part: Any
+  start: tuple[int, ...] = base.static()
+  dims: tuple[int, ...] = base.static()
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the whole tensor."""
+    return self.dims
+
+  @property
+  def ndim(self) -> int:
+    """Rank of the tensor."""
+    return len(self.dims)
+
+  @property
+  def size(self) -> int:
+    """Elements of the whole tensor."""
+    return math.prod(self.dims)
+
+  @property
+  def dtype(self) -> Any:
+    """Type of the dequantized tensor."""
+    return self.part.dtype
+
+  def dequantize(self) -> Array:
+    """The whole tensor as floats."""
+    ends = (
+      (i, n - i - size)
+      for i, n, size in zip(self.start, self.dims, self.part.shape, strict=True)
+    )
+    return jnp.pad(self.part.dequantize(), tuple(ends))
+
+
+def lift(x: Any) -> Any:
   """Turns a float array into the trivial `QTensor`; others pass unchanged.
 
   Raises:
     TypeError: `x` is not a float array.
   """
-  if isinstance(x, (QTensor, Sum)):
+  if isinstance(x, (QTensor, Sum, Window)):
     return x
   if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
     what = getattr(x, "dtype", type(x).__name__)
     raise TypeError(f"only float arrays can be quantized, got {what}")
-  return QTensor(jnp.asarray(x), grids.Raw(jnp.ones((), bool)), x.dtype)
+  return QTensor(jnp.asarray(x), grids.Raw(), x.dtype)
 
 
 def lower(q: Any) -> Any:
@@ -119,7 +167,7 @@ def values(q: Any) -> tuple[Array, grids.Raw]:
   q = lift(q)
   if isinstance(q, QTensor) and isinstance(q.grid, grids.Raw):
     return q.codes.astype(wide(q.dtype)), q.grid
-  return q.dequantize().astype(wide(q.dtype)), grids.Raw(jnp.ones((), bool))
+  return q.dequantize().astype(wide(q.dtype)), grids.Raw()
 
 
 def wide(dtype: Any) -> Any:

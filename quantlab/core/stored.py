@@ -4,11 +4,13 @@ Each is a small pytree with `unpack()`. Axes are counted from the end, so the
 same value can gain leading axes (`vmap`, stacked layers) or lose them (`scan`).
 
 Shape letters: K packed codes, W words, R rows, P marks per row, D row length,
-S symbols.
+S symbols, M digits per word.
 """
 
+import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +91,98 @@ def packing_axes(shape: Shape, bits_: int, reduced: Shape) -> Shape:
 
 
 @base.pytree
+class Digits:
+  """Integers below any base as the digits of uint32 words.
+
+  Labels of three parts take 1.6 bits each, 20 to a word; a power of two takes
+  what `Packed` does. Digit m of word w is element `m * W + w`, so unpacking
+  moves nothing.
+
+  Attributes:
+    words: uint32; `axes` folded into one axis of W words, which stands where
+      the last of them stood.
+    radix: the base, 2 to 256.
+    axes: the folded axes, ascending, counted from the end.
+    dims: their sizes; K is the product.
+  """
+
+  words: Array
+  radix: int = base.static()
+  axes: Shape = base.static()
+  dims: Shape = base.static()
+
+  @classmethod
+  def pack(cls, labels: Array, radix: int, axes: Shape) -> "Digits":
+    """Packs integers in `[0, radix)` along `axes`.
+
+    Example:
+      >>> labels = jnp.arange(40).reshape(40, 1) % 3
+      >>> Digits.pack(labels, 3, (-2,)).words.shape
+      (2, 1)
+    """
+    dims = tuple(labels.shape[axis] for axis in axes)
+    folded = jnp.moveaxis(numerics.fold(labels, axes), -1, 0)
+    per_word = _digits(radix)
+    fill = [(0, -folded.shape[0] % per_word)] + [(0, 0)] * (folded.ndim - 1)
+    digits = jnp.pad(folded.astype(jnp.uint32), fill)
+    digits = digits.reshape(per_word, -1, *folded.shape[1:])
+    words = sum(
+      (digits[i] * jnp.uint32(radix**i) for i in range(1, per_word)), digits[0]
+    )
+    return cls(jnp.moveaxis(words, 0, axes[-1]), radix, axes, dims)
+
+  def unpack(self) -> Array:
+    """The integers, uint8."""
+    words = jnp.moveaxis(self.words, self.axes[-1], 0)
+    radix = np.uint32(self.radix)
+    digits = jnp.stack(
+      [words // radix**i % radix for i in range(_digits(self.radix))]
+    ).astype(jnp.uint8)
+    labels = digits.reshape(-1, *words.shape[1:])[: math.prod(self.dims)]
+    return numerics.unfold(jnp.moveaxis(labels, 0, -1), self.axes, self.dims)
+
+  @property
+  def shape(self) -> Shape:
+    """Shape of the integers."""
+    return jax.eval_shape(self.unpack).shape
+
+
+def _digits(radix: int) -> int:
+  """How many digits a uint32 holds."""
+  if not 2 <= radix <= 256:
+    raise ValueError(f"labels have a base of 2 to 256, got {radix=}")
+  return next(m for m in range(32, 0, -1) if radix**m <= 2**32)
+
+
+@base.pytree
+class Pair:
+  """Labels of labels: the plane `first * count + second`.
+
+  Attributes:
+    first: the labels of the outer parts, in any stored form.
+    second: those within each part.
+    count: labels of `second`.
+  """
+
+  first: Any
+  second: Any
+  count: int = base.static()
+
+  @property
+  def axes(self) -> Shape:
+    """The axes that a row spans."""
+    return self.first.axes
+
+  def unpack(self) -> Array:
+    """The plane, uint8."""
+    first, second = (
+      x.unpack() if hasattr(x, "unpack") else x
+      for x in (self.first, self.second)
+    )
+    return first.astype(jnp.uint8) * self.count + second.astype(jnp.uint8)
+
+
+@base.pytree
 class Marks:
   """A label plane of 0 and 1 with the same number of ones in every row.
 
@@ -131,6 +225,7 @@ class GapCoded:
 
   Attributes:
     symbols: `[..., streams, S]` integers, packed.
+    shuffled: bool scalar: the symbols are of `gaps.shuffle`d positions.
     outer: shape of the axes that do not belong to a row.
     marks: P.
     bits: b, of one symbol.
@@ -139,6 +234,7 @@ class GapCoded:
   """
 
   symbols: Packed
+  shuffled: Array
   outer: Shape = base.static()
   marks: int = base.static()
   bits: int = base.static()
@@ -146,15 +242,27 @@ class GapCoded:
   dims: Shape = base.static()
 
   @classmethod
-  def encode(cls, marks: Marks, bits_: int) -> "GapCoded":
-    """Encodes marks, with room for the longest possible streams."""
+  def encode(cls, marks: Marks, bits_: int, shuffled: Any = None) -> "GapCoded":
+    """Encodes marks, with room for the longest possible streams.
+
+    Args:
+      marks: what to encode.
+      bits_: of a symbol.
+      shuffled: whether to shuffle positions; None lets `gaps.uneven` decide.
+    """
     *outer, count = marks.positions.shape
+    dim = math.prod(marks.dims)
+    positions = marks.positions
+    if shuffled is None:
+      shuffled = gaps.uneven(positions, dim)
+    shuffled = jnp.asarray(shuffled)
+    positions = _where(shuffled, lambda at: gaps.shuffle(at, dim), positions)
     streams = _streams(tuple(outer))
-    symbols = gaps.encode(
-      marks.positions.reshape(*streams, count), math.prod(marks.dims), bits_
-    )
+    symbols = gaps.encode(positions.reshape(*streams, count), dim, bits_)
     packed = Packed.pack(symbols, bits_, 0, (-1,))
-    return cls(packed, tuple(outer), count, bits_, marks.axes, marks.dims)
+    return cls(
+      packed, shuffled, tuple(outer), count, bits_, marks.axes, marks.dims
+    )
 
   def decode(self) -> Marks:
     """The marks."""
@@ -163,6 +271,10 @@ class GapCoded:
     positions = gaps.decode(symbols, num_rows, self.marks, self.bits)
     batch = symbols.shape[:-2]
     positions = positions.reshape(*batch, *self.outer, self.marks)
+    dim = math.prod(self.dims)
+    positions = _where(
+      self.shuffled, lambda at: gaps.unshuffle(at, dim), positions
+    )
     return Marks(positions, self.axes, self.dims)
 
   def unpack(self) -> Array:
@@ -176,9 +288,7 @@ class GapCoded:
     used = np.flatnonzero(symbols.any(axis=tuple(range(symbols.ndim - 1))))
     size = int(used[-1]) + 1 if used.size else 0
     packed = _pack(symbols[..., :size], self.bits)
-    return GapCoded(
-      packed, self.outer, self.marks, self.bits, self.axes, self.dims
-    )
+    return dataclasses.replace(self, symbols=packed)
 
 
 @base.pytree
@@ -224,6 +334,14 @@ class Sparse:
 def _unsigned(codes: Array, lo: int) -> Array:
   # Integral floats (a rounding stage's output) and integers alike.
   return (codes.astype(jnp.int32) - lo).astype(jnp.uint32)
+
+
+def _where(flag: Array, function: Any, x: Array) -> Array:
+  """`function(x)` where the flag, one per leading axes of x, is set."""
+  if not flag.ndim:
+    return jax.lax.cond(flag, function, lambda x: x, x)
+  flag = flag.reshape(flag.shape + (1,) * (x.ndim - flag.ndim))
+  return jnp.where(flag, function(x), x)
 
 
 def _streams(outer: Shape) -> Shape:

@@ -1,12 +1,17 @@
 """Experiments: each loop once, as `run(config, workdir) -> metrics`.
 
-ptq:         quantizes a pretrained encoder, leaf by leaf, and reports.
-sizes:       what a run will store, from shapes alone (the dry run).
-evaluate:    measures of a quantized model beside its float original.
-configs:     plain data to quantizers, checked before any work.
-workdir:     what a run leaves behind, and how it resumes.
-checkpoint:  trees of quantized tensors on disk, exact and checked.
-report:      the table, the JSON and the CSV of a run.
-plots:       the rate-quality plot.
-progress:    bars on a terminal, log lines elsewhere.
+ptq:          makes the variants of a sweep, leaf by leaf, and judges them.
+tasks:        what models are judged on: retrieval, images, ...
+variants:     the rows of a sweep, from a config.
+calibration:  sensitivities, and ranges of activations.
+leafwise:     quantizes a tree, each finished leaf on disk.
+evaluate:     measures of a quantized model beside its float original.
+train:        trains a classifier.
+sizes:        what a run will store, from shapes alone (the dry run).
+configs:      plain data to functions, checked before any work.
+workdir:      what a run leaves behind, and how it resumes.
+pareto:       which variants are worth their bits.
+report:       the tables, the JSON and the CSV of a run.
+plots:        the rate-quality plot.
+progress:     bars on a terminal, log lines elsewhere.
 """

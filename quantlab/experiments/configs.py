@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from quantlab.core import base, numerics
-from quantlab.methods import easyquant, icquant, lloyd, rtn
-from quantlab.transforms import compose, estimate, levels
+from quantlab.methods import cfws, easyquant, icquant, lloyd, rtn, splitquant
+from quantlab.transforms import compose, divergence, estimate, levels
 
 Plain = Any
 """Scalars, strings, None, lists and dicts of them: what JSON holds."""
@@ -37,18 +37,26 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "lloyd": lloyd.lloyd,
     "icquant": icquant.icquant,
     "easyquant": easyquant.easyquant,
+    "exact_outliers": easyquant.exact_outliers,
+    "splitquant": splitquant.splitquant,
+    "clusterquant": splitquant.clusterquant,
+    "cfws": cfws.cfws,
   },
   base.Granularity: {
     "per_tensor": lambda: numerics.per_tensor,
     "per_output": lambda: numerics.per_output,
     "per_channel": numerics.per_channel,
     "per_block": numerics.per_block,
+    "chunks": numerics.chunks,
   },
   base.Estimator: {
     "minmax": lambda: estimate.minmax,
     "absmax": lambda: estimate.absmax,
     "percentile": estimate.percentile,
     "mse": functools.partial(estimate.mse, None, None, None),
+    "mse_golden": estimate.mse_golden,
+    "kl": divergence.kl,
+    "kl_improved": divergence.kl_improved,
     "by_gradient": estimate.by_gradient,
   },
   base.LevelFitter: {"kmeans": levels.kmeans},

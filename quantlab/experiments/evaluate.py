@@ -1,43 +1,33 @@
-"""Measures of a quantized encoder beside its float original.
+"""Measures of a quantized model beside its float original.
 
 Every variant is judged through one compiled forward: its packed tensors are
 decoded once into float parameters. Running from the packed form (`ql.apply`)
 gives the same values, but would compile the model again for every variant and
 batch shape, and decode every tensor again for every batch.
 
-Shape letters: Q queries and as many documents, D width.
+Shape letters: R rows, one for each input of the model, and D width.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import quantlab as ql
 from quantlab.core import qtensor
-from quantlab.data import ranking, retrieval
-from quantlab.models import checkpoint, tokens
+from quantlab.experiments.tasks import base
 
 Array = jax.Array
 Params = Any
 
-Embed = Callable[..., np.ndarray]
-"""`embed(params, track=...)`: `[2 Q, D]`, the queries, then the documents.
+Outputs = Callable[..., np.ndarray]
+"""`outputs(params, track, acts, state)`: `[R, ...]` float32.
 
-`track` wraps the list of batches in an iterator that shows progress."""
-
-
-class Task(NamedTuple):
-  """A retrieval task.
-
-  Attributes:
-    pairs: queries and documents.
-    batch_size: texts that the model reads at once.
-  """
-
-  pairs: retrieval.Pairs
-  batch_size: int
+`track` wraps the batches in an iterator that shows progress; `acts` is a plan
+for the activations and `state` its state, as `ql.apply` takes them."""
 
 
 class Error(NamedTuple):
@@ -54,96 +44,29 @@ class Error(NamedTuple):
   worst: float
 
 
-def task(
-  *,
-  source: str = "docstrings",
-  limit: int | None = 600,
-  seed: int = 0,
-  query_column: str = "query",
-  document_column: str = "document",
-  split: str = "train",
-  batch_size: int = 32,
-) -> Task:
-  """Loads a task: the section `data` of a config.
+def outputs(task: base.Task) -> Outputs:
+  """The outputs of a task's model as a function of float parameters."""
 
-  Args:
-    source: as `data.retrieval.retrieval` takes, like all below.
-    limit: pairs to draw.
-    seed: of the draw.
-    query_column: column of the queries.
-    document_column: column of the documents.
-    split: of the source.
-    batch_size: texts per batch, at least 1.
+  # One program for each plan of activations, whatever the weights are.
+  @functools.cache
+  def forward(acts):
+    @jax.jit
+    def run(params, state, *args):
+      variables = {"params": params}
+      y = ql.apply(task.model, variables, *args, acts=acts, state=state)
+      return task.head(y if acts is None else y[0], *args)
 
-  Raises:
-    ValueError: what the data does not offer, or `batch_size` below 1.
-  """
-  if batch_size < 1:
-    raise ValueError(f"{batch_size=} must be at least 1")
-  pairs = retrieval.retrieval(
-    source,
-    limit=limit,
-    seed=seed,
-    query_column=query_column,
-    document_column=document_column,
-    split=split,
-  )
-  return Task(pairs, batch_size)
+    return run
 
-
-def embedder(encoder: checkpoint.Checkpoint, task: Task) -> Embed:
-  """The embeddings of a task's texts as a function of float parameters.
-
-  Args:
-    encoder: the model; its own parameters are not used.
-    task: the texts.
-  """
-  texts = [*task.pairs.queries, *task.pairs.documents]
-  batches = list(
-    tokens.batches(encoder.encode, texts, batch_size=task.batch_size)
-  )
-
-  @jax.jit
-  def forward(params, ids, mask):
-    hidden: Any = encoder.model.apply({"params": params}, ids, mask)
-    return encoder.pool(hidden, mask)
-
-  def embed(params, track=iter):
+  def outputs(params, track=iter, acts=None, state=None):
     out: dict[int, np.ndarray] = {}
-    for ids, mask, rows in track(batches):
-      vectors = np.asarray(forward(params, ids, mask), np.float32)
+    for batch in track(task.batches):
+      found = np.asarray(forward(acts)(params, state, *batch.args), np.float32)
       # The batch may end in filler.
-      out.update(zip(rows.tolist(), vectors, strict=False))
-    return np.stack([out[i] for i in range(len(texts))])
+      out.update(zip(batch.rows.tolist(), found, strict=False))
+    return np.stack([out[i] for i in range(len(out))])
 
-  return embed
-
-
-def compare(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-  """Scores embeddings on their task, and against those of the float model.
-
-  Args:
-    found: `[2 Q, D]`: the queries, then the documents.
-    reference: `[2 Q, D]`, of the float model.
-
-  Returns:
-    `cosine` to the reference, `recall_at_1` and `mrr` of the retrieval, and
-    `agreement`, the share of queries with the same first document.
-
-  Example:
-    >>> x = np.eye(4, dtype=np.float32)[[0, 1, 0, 1]]
-    >>> compare(x, x)
-    {'cosine': 1.0, 'recall_at_1': 1.0, 'mrr': 1.0, 'agreement': 1.0}
-  """
-  queries, documents = np.split(found, 2)
-  ranks = ranking.rank(queries, documents)
-  same = top1(queries, documents) == top1(*np.split(reference, 2))
-  return {
-    "cosine": cosine(found, reference),
-    "recall_at_1": ranking.recall(ranks),
-    "mrr": ranking.mrr(ranks),
-    "agreement": float(np.mean(same)),
-  }
+  return outputs
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -158,18 +81,6 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
   dot = np.sum(a * b, axis=1)
   norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
   return float(np.mean(dot / np.where(norms > 0, norms, 1)))
-
-
-def top1(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-  """Index of each query's first document, `[Q]`.
-
-  Example:
-    >>> top1(
-    ...   np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([[0.0, 1.0], [1.0, 0.0]])
-    ... )
-    array([1, 0])
-  """
-  return np.argmax(queries @ documents.T, axis=1)
 
 
 def decode(tree: Params) -> Params:

@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 def quantize(
   variant: variants.Variant,
   params: Any,
+  sensitivity: Any,
   folder: workdir.Workdir,
   track: progress.Track,
 ) -> tuple[Any, list[dict[str, Any]]]:
@@ -36,6 +37,7 @@ def quantize(
   Args:
     variant: the plan.
     params: a tree of float arrays.
+    sensitivity: a tree like it, for rules that ask for it; None if none does.
     folder: where leaves, and then the whole, are stored.
     track: shows progress.
 
@@ -51,10 +53,12 @@ def quantize(
   found = sum(folder.leaf(variant.name, path).exists() for path in leaves)
   if found:
     _LOG.info("%s: %d leaves are finished", variant.name, found)
+  matter = plan.leaves(sensitivity) if variant.sensitive else {}
   packed, rows = [], []
   for path, rule in track(list(placed.items()), f"{variant.name} leaves"):
     place = folder.leaf(variant.name, path)
-    tensor, row = _leaf(rule, path, leaves[path], place)
+    told = matter[path] if rule.sensitive else None
+    tensor, row = _leaf(rule, path, leaves[path], told, place)
     packed.append(tensor)
     rows.append(row)
   tree = jax.tree.unflatten(jax.tree.structure(params), packed)
@@ -65,7 +69,11 @@ def quantize(
 
 
 def _leaf(
-  rule: variants.Rule, path: str, leaf: jax.Array, place: pathlib.Path
+  rule: variants.Rule,
+  path: str,
+  leaf: jax.Array,
+  sensitivity: jax.Array | None,
+  place: pathlib.Path,
 ) -> tuple[Any, dict[str, Any]]:
   """Quantizes one leaf, or finds it finished at `place`."""
   if place.exists():
@@ -73,7 +81,7 @@ def _leaf(
     return found["tensor"], found["row"]
   start = time.perf_counter()
   with configs.explained(), plan.naming(path):
-    tensor = plan.quantize_leaf(rule.quantizer, leaf)
+    tensor = plan.quantize_leaf(rule.quantizer, leaf, sensitivity=sensitivity)
   jax.block_until_ready(tensor)
   seconds = time.perf_counter() - start
   error = evaluate.damage(leaf, evaluate.decode(tensor))

@@ -4,20 +4,27 @@ On a terminal a bar is enough. Where stderr goes to a file or a pipe, the log's
 lines are written there instead.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import logging
 import os
 import sys
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import rich.console
 import rich.progress
 
-T = TypeVar("T")
 
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Iterates over a sequence under a bar with a text."""
+class Items(Protocol):
+  """What is iterated over: its length is known before."""
+
+  def __len__(self) -> int: ...
+
+  def __iter__(self) -> Iterator[Any]: ...
+
+
+Track = Callable[[Items, str], Iterable[Any]]
+"""Iterates over items under a bar with a text."""
 
 LOGGER = logging.getLogger("quantlab")
 
@@ -42,7 +49,7 @@ def bars() -> Iterator[Track]:
     *columns, console=console, transient=True, disable=not console.is_terminal
   )
 
-  def track(items: Sequence[T], text: str) -> Iterator[T]:
+  def track(items: Items, text: str) -> Iterator[Any]:
     bar = display.add_task(text, total=len(items))
     try:
       for item in items:

@@ -1,7 +1,7 @@
-"""Post-training quantization of a pretrained sentence encoder.
+"""Post-training quantization: makes the variants of a sweep and judges them.
 
-Every variant of a sweep is made leaf by leaf, stored packed, decoded, and
-evaluated on retrieval. Nothing that is finished is done twice; see `workdir`.
+Every variant is made leaf by leaf, stored packed, decoded, and evaluated on the
+config's task. Nothing that is finished is done twice; see `workdir`.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,11 @@ import os
 import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from quantlab import checkpoint, hub
 from quantlab.core import qtensor
 from quantlab.experiments import (
+  calibration,
   configs,
   evaluate,
   leafwise,
@@ -25,30 +24,48 @@ from quantlab.experiments import (
   variants,
   workdir,
 )
-from quantlab.models import bert, families
-from quantlab.models import checkpoint as pretrained
+from quantlab.experiments.tasks import base, table
 from quantlab.transforms import plan
 
-Array = jax.Array
-Params = Any
-
 _LOG = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+  """What a config asks for, checked.
+
+  Attributes:
+    kind: of the task.
+    model: its section `model`.
+    data: its section `data`.
+    variants: the rows of the sweep.
+    acts: plans for activations by name.
+    spared: batches that sensitivities are taken over; 0 without that section.
+  """
+
+  kind: base.Kind
+  model: Any
+  data: Any
+  variants: list[variants.Variant]
+  acts: dict[str, calibration.Acts]
+  spared: int
 
 
 class Reference(NamedTuple):
   """The float model that variants are compared with.
 
   Attributes:
-    params: its parameters.
-    embed: the task's embeddings as a function of parameters.
-    embeddings: those of `params`.
-    result: its row of the report.
+    task: it, with its data.
+    outputs: as a function of parameters.
+    floats: those of the float parameters.
+    sensitivity: of the parameters, where a variant asks for it; else None.
+    acts: plan and calibrated state by name; those of "" are float.
   """
 
-  params: Params
-  embed: evaluate.Embed
-  embeddings: Any
-  result: dict[str, Any]
+  task: base.Task
+  outputs: evaluate.Outputs
+  floats: np.ndarray
+  sensitivity: Any
+  acts: dict[str, tuple[Any, Any]]
 
 
 def run(config: Any, workdir_: str | os.PathLike[str]) -> dict[str, Any]:
@@ -68,36 +85,25 @@ def run(config: Any, workdir_: str | os.PathLike[str]) -> dict[str, Any]:
       config, the model, the data or the folder.
   """
   config = configs.plain(config)
-  every = variants.variants(config)
-  model = _bound(pretrained_encoder, config, "model")
-  data = _bound(evaluate.task, config, "data")
+  job = read(config)
   folder = workdir.Workdir(workdir_)
-  with configs.explained():
-    encoder = pretrained_encoder(*model.args, **model.kwargs)
-    task = evaluate.task(*data.args, **data.kwargs)
-  leaves = plan.leaves(encoder.params)
-  identity = {
-    "config": config,
-    "weights": workdir.fingerprint(leaves),
-    "data": task.pairs.sha256,
-  }
+  todo = _todo(job, folder)
+  check(job, todo)
   environment = report.environment()
-  folder.begin(identity, environment)
-  check(every, leaves, folder)
+  folder.begin({"config": config}, environment)
   with progress.bars() as track:
-    reference = _reference(encoder, task, folder, track)
-    results = {"float": reference.result}
-    for variant in track(every, "variants"):
-      found = folder.result(variant.name)
-      results[variant.name] = found or _variant(
-        variant, reference, folder, track
-      )
-  about = identity | {"environment": environment, "task": task.pairs.source}
+    with configs.explained():
+      place = folder.root / "trained"
+      task = job.kind.load(job.model, job.data, place, track)
+    inputs = _inputs(task, todo)
+    folder.expect(inputs)
+    results = _results(job, task, folder, track)
+  about = {"config": config, "environment": environment, "task": task.source}
   with configs.explained():
-    report.write(folder.root, results, about)
-  for variant in every:
+    report.write(folder.root, results, about | inputs, job.kind.metrics)
+  for variant in job.variants:
     folder.tidy(variant.name)
-  report.show(results)
+  report.show(results, job.kind.metrics)
   return report.scores(results)
 
 
@@ -110,128 +116,176 @@ def dry_run(config: Any) -> None:
   Raises:
     InputError: as of `run`.
   """
-  config = configs.plain(config)
+  job = read(configs.plain(config))
+  leaves = check(job, job.variants)
+  found = {v.name: sizes.sizes(v, leaves) for v in job.variants}
+  report.show_sizes(found, job.variants[0].place(leaves)[1])
+
+
+def read(config: Mapping[str, Any]) -> Job:
+  """Checks a plain config, without looking at model or data."""
   every = variants.variants(config)
-  model = _bound(pretrained_encoder, config, "model")
-  _bound(evaluate.task, config, "data")
-  with configs.explained():
-    leaves = plan.leaves(shapes(model.arguments["path"]))
-  found = {variant.name: sizes.sizes(variant, leaves) for variant in every}
-  report.show_sizes(found, every[0].place(leaves)[1])
+  kind = table.kind(config.get("task"))
+  sections = []
+  for name, function in (("model", kind.model), ("data", kind.data)):
+    section = variants.section(config, name)
+    bound = configs.bind(function, section, f"config.{name}")
+    with configs.explained():
+      sections.append(function(*bound.args, **bound.kwargs))
+  spared = 0
+  if "sensitivity" in config:
+    section = variants.section(config, "sensitivity")
+    spared = calibration.batches(section, "config.sensitivity")
+  return Job(
+    kind,
+    *sections,
+    variants=every,
+    acts=calibration.acts(config),
+    spared=spared,
+  )
 
 
-def pretrained_encoder(
-  path: str, *, max_tokens: int | None = None
-) -> pretrained.Checkpoint:
-  """Loads a model: the section `model` of a config.
-
-  Args:
-    path: `"minilm"`, a local folder or a hub id.
-    max_tokens: cuts texts shorter than the model's files ask for.
-  """
-  return pretrained.load(path, max_tokens=max_tokens)
-
-
-def shapes(path: str) -> Params:
-  """The parameters of a model as shapes, from its `config.json` alone."""
-  file = hub.folder(path) / "config.json"
-  _, config = families.parse(hub.read_json(file), file=file)
-  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  model = bert.Bert(config)
-  return jax.eval_shape(model.init, jax.random.key(0), ids, ids)["params"]
-
-
-def check(
-  every: list[variants.Variant],
-  leaves: Mapping[str, Array],
-  folder: workdir.Workdir,
-) -> None:
+def check(job: Job, todo: list[variants.Variant]) -> Mapping[str, Any]:
   """Finds what would stop the run, before any work.
 
+  Args:
+    job: the config.
+    todo: variants that are not finished.
+
+  Returns:
+    The shape of each leaf.
+
   Raises:
-    InputError: it names the leaf.
+    InputError: it names the leaf, the rule or the site.
   """
-  for pattern in every[0].place(leaves)[1]:
+  with configs.explained():
+    outline = job.kind.outline(job.model, job.data)
+  leaves = plan.leaves(outline.params)
+  placed, unused = job.variants[0].place(leaves)
+  if not any(rule.swept for rule in placed.values()):
+    raise configs.InputError(
+      f'config.rules: no leaf gets "weights": {unused} match none of '
+      f"{[*leaves]}"
+    )
+  for pattern in unused:
     _LOG.warning("rule %r matches no leaf", pattern)
-  todo = [v for v in every if not folder.result(v.name)]
-  if len(todo) < len(every):
-    done = len(every) - len(todo)
-    _LOG.info("%d of %d variants are finished", done, len(every))
+  for variant in todo:
+    with configs.explained(), plan.naming(variant.name):
+      sizes.sizes(variant, leaves)
+  for name in dict.fromkeys(variant.acts for variant in todo if variant.acts):
+    calibration.check(job.acts[name], outline)
+  return leaves
+
+
+def _todo(job: Job, folder: workdir.Workdir) -> list[variants.Variant]:
+  left = [v for v in job.variants if not folder.result(v.name)]
+  if len(left) < len(job.variants):
+    done = len(job.variants) - len(left)
+    _LOG.info("%d of %d variants are finished", done, len(job.variants))
+  return left
+
+
+def _inputs(task: base.Task, todo: list[variants.Variant]) -> dict[str, Any]:
+  """Hashes of what the run works on; refuses weights that nobody can use."""
+  leaves = plan.leaves(task.params)
   for path, leaf in leaves.items() if todo else ():
     with configs.explained(), plan.naming(path):
       plan.check(leaf)
-  for variant in todo:
-    sizes.sizes(variant, leaves)
+  return {"weights": workdir.fingerprint(leaves), "data": task.sha256}
 
 
-def _bound(function: Any, config: Mapping[str, Any], name: str) -> Any:
-  section = variants.section(config, name)
-  return configs.bind(function, section, f"config.{name}")
+def _results(
+  job: Job, task: base.Task, folder: workdir.Workdir, track: progress.Track
+) -> dict[str, dict[str, Any]]:
+  """The result of each variant; of those finished, from the folder."""
+  results = {v.name: folder.result(v.name) for v in job.variants}
+  todo = [v for v in job.variants if not results[v.name]]
+  outputs = evaluate.outputs(task)
+  kept = workdir.kept(
+    folder.root / "float", lambda: _float(task, outputs, track)
+  )
+  reference = Reference(
+    task, outputs, kept["outputs"], None, {"": (None, None)}
+  )
+  if any(variant.sensitive for variant in todo):
+    found = calibration.sensitivity(task, job.spared, folder, track)
+    reference = reference._replace(sensitivity=found)
+  for name in dict.fromkeys(variant.acts for variant in todo if variant.acts):
+    acts = job.acts[name]
+    state = calibration.calibrate(task, acts, name, folder, track)
+    reference.acts[name] = acts.plan, state
+  for variant in track(todo, "variants"):
+    result = _variant(variant, job, reference, folder, track)
+    with configs.explained():
+      folder.finish(variant.name, result)
+    results[variant.name] = result
+  return {"float": kept["result"], **results}
 
 
-def _reference(
-  encoder: pretrained.Checkpoint,
-  task: evaluate.Task,
-  folder: workdir.Workdir,
-  track: progress.Track,
-) -> Reference:
-  embed = evaluate.embedder(encoder, task)
-  place = folder.float_scores()
-  if place.exists():
-    found = workdir.restore(place)
-    return Reference(
-      encoder.params, embed, found["embeddings"], found["result"]
-    )
+def _float(
+  task: base.Task, outputs: evaluate.Outputs, track: progress.Track
+) -> dict[str, Any]:
+  """Outputs of the float model, and its row of the report."""
   start = time.perf_counter()
-  vectors = embed(encoder.params, lambda batches: track(batches, "float"))
+  found = outputs(task.params, lambda batches: track(batches, "float"))
   seconds = time.perf_counter() - start
   _LOG.info("float: evaluated in %.1f s, with compilation", seconds)
-  bits = qtensor.bits_per_weight(encoder.params)
+  bits = qtensor.bits_per_weight(task.params)
   result = {
     "method": "float",
     "bits": round(bits),
+    "granularity": "",
+    "acts": "",
+    "precision": str(round(bits)),
     "bits_per_weight": bits,
     "sqnr_db": None,
     "max_abs_error": 0.0,
-    **evaluate.compare(vectors, vectors),
+    **task.compare(found, found),
     "evaluate_seconds": seconds,
-    "model_bytes": qtensor.nbits(encoder.params) // 8,
+    "model_bytes": qtensor.nbits(task.params) // 8,
     "layers": [],
   }
-  with configs.explained():
-    checkpoint.save(place, {"embeddings": vectors, "result": result})
-  return Reference(encoder.params, embed, vectors, result)
+  return {"outputs": found, "result": result}
 
 
 def _variant(
   variant: variants.Variant,
+  job: Job,
   reference: Reference,
   folder: workdir.Workdir,
   track: progress.Track,
 ) -> dict[str, Any]:
   """Quantizes, stores and evaluates one variant."""
-  packed, rows = leafwise.quantize(variant, reference.params, folder, track)
+  packed, rows = leafwise.quantize(
+    variant, reference.task.params, reference.sensitivity, folder, track
+  )
   start = time.perf_counter()
-  vectors = reference.embed(
-    evaluate.decode(packed), lambda batches: track(batches, variant.name)
+  found = reference.outputs(
+    evaluate.decode(packed),
+    lambda batches: track(batches, variant.name),
+    *reference.acts[variant.acts],
   )
   seconds = time.perf_counter() - start
+  acts = job.acts.get(variant.acts)
   result = {
     "method": variant.method,
     "bits": variant.bits,
+    "granularity": variant.granularity,
+    "acts": variant.acts,
+    "precision": f"W{variant.bits}" + (f"A{acts.bits}" if acts else ""),
     **report.total(rows),
-    **evaluate.compare(vectors, reference.embeddings),
+    **reference.task.compare(found, reference.floats),
     "evaluate_seconds": seconds,
     "model_bytes": qtensor.nbits(packed) // 8,
     "layers": rows,
   }
+  first = job.kind.metrics[0]
   _LOG.info(
-    "%s: %.3f bits per weight, cosine %.4f; evaluated in %.1f s",
+    "%s: %.3f bits per weight, %s %s; evaluated in %.1f s",
     variant.name,
     result["bits_per_weight"],
-    result["cosine"],
+    first.key,
+    first.form.format(result[first.key]),
     seconds,
   )
-  with configs.explained():
-    folder.finish(variant.name, result)
   return result

@@ -17,33 +17,30 @@ import rich.table
 import rich.text
 
 import quantlab
-from quantlab.experiments import evaluate, plots, sizes, workdir
+from quantlab.experiments import evaluate, pareto, plots, sizes, workdir
+from quantlab.experiments.tasks import base
 
 Results = Mapping[str, dict[str, Any]]
 """Scores by variant; `layers` of each holds a row per leaf."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "tokenizers")
 _COLUMNS = (
-  *("variant", "path", "shape", "rule", "method", "bits"),
-  *("stored_bits", "bits_per_weight", "sqnr_db", "max_abs_error", "seconds"),
-  *("cosine", "recall_at_1", "mrr", "agreement"),
+  *("variant", "path", "shape", "rule", "method", "bits", "granularity"),
+  *("acts", "stored_bits", "bits_per_weight", "sqnr_db", "max_abs_error"),
+  "seconds",
 )
-# Heading, key and format of the table's columns.
-_TABLE = (
-  ("method", "method", "{}"),
-  ("bits", "bits", "{}"),
-  ("bits per\nweight", "bits_per_weight", "{:.3f}"),
-  ("SQNR\ndB", "sqnr_db", "{:.2f}"),
-  ("cosine\nto float", "cosine", "{:.4f}"),
-  ("R@1", "recall_at_1", "{:.3f}"),
-  ("MRR", "mrr", "{:.3f}"),
-  ("top-1 as\nfloat", "agreement", "{:.3f}"),
-  ("seconds", "seconds", "{:.1f}"),
+_SQNR = base.Metric(
+  "sqnr_db", "SQNR\ndB", "{:.2f}", axis="SQNR of the weights (dB)"
 )
+_LEFT = ("method", "granularity", "acts")
 _NOTES = (
   "bits per weight: as stored, of the quantized leaves, with index code, "
   "scales, tables and exact outliers; SQNR: of the same leaves; seconds: of "
-  "quantization, with compilation."
+  "quantization, with compilation"
+)
+_FRONT_NOTE = (
+  "; front: the place on the Pareto front, or below (<) which place: the "
+  "variant there takes no more bits and is better"
 )
 
 
@@ -75,8 +72,29 @@ def scores(results: Results) -> dict[str, Any]:
   }
 
 
+def fronts(
+  results: Results, metrics: Sequence[base.Metric]
+) -> dict[str, dict[str, str]]:
+  """By each plotted metric, what dominates each variant; see `pareto`."""
+  names = [name for name in results if name != "float"]
+  return {
+    metric.key: pareto.dominators(
+      {name: pareto.point(results[name], metric) for name in names}
+    )
+    for metric in plotted(metrics)
+  }
+
+
+def plotted(metrics: Sequence[base.Metric]) -> list[base.Metric]:
+  """The SQNR of the weights, and the metrics of a task that have an axis."""
+  return [_SQNR, *(metric for metric in metrics if metric.axis)]
+
+
 def write(
-  root: pathlib.Path, results: Results, about: Mapping[str, Any]
+  root: pathlib.Path,
+  results: Results,
+  about: Mapping[str, Any],
+  metrics: Sequence[base.Metric],
 ) -> None:
   """Writes `report.json`, `report.csv` and `report.png`.
 
@@ -84,47 +102,114 @@ def write(
     root: the folder.
     results: of all variants.
     about: what they are results of: config, hashes, environment.
+    metrics: of the task.
   """
   layers = [
     {"variant": name, **row}
     for name, result in results.items()
     for row in result["layers"]
   ]
-  content = {**about, "total": scores(results), "layers": layers}
+  found = fronts(results, metrics)
+  content = {
+    **about,
+    "total": scores(results),
+    "dominated_by": found,
+    "layers": layers,
+  }
   workdir.write_json(root / "report.json", content)
+  dominated = found[metrics[0].key]
   totals = [
-    {"variant": name, "path": "total", **row}
+    {"variant": name, "path": "total", "dominated_by": dominated.get(name)}
+    | row
     for name, row in scores(results).items()
   ]
   for row in layers:
     row["shape"] = "x".join(map(str, row["shape"]))
+  keys = [*_COLUMNS, *(metric.key for metric in metrics), "dominated_by"]
   with open(root / "report.csv", "w", newline="", encoding="utf-8") as f:
-    writer = csv.DictWriter(f, _COLUMNS, extrasaction="ignore")
+    writer = csv.DictWriter(f, keys, extrasaction="ignore")
     writer.writeheader()
     writer.writerows([*layers, *totals])
-  plots.rate_quality(scores(results), root / "report.png")
+  plots.rate_quality(scores(results), plotted(metrics), root / "report.png")
 
 
-def show(results: Results) -> None:
-  """Prints the table: float first, then from many bits to few."""
-  headings = [heading for heading, _, _ in _TABLE]
-  table = _table(*headings, left=("method",))
+def show(results: Results, metrics: Sequence[base.Metric]) -> None:
+  """Prints all variants from many bits to few, then those on the front."""
+  columns, places = _columns(results, metrics), _places(results, metrics[0])
+  headings = [heading for heading, _, _ in columns]
+  many = len(places) > 1
+  table = _table(*headings, *["front"] * many, left=_LEFT)
   previous = None
-  for row in ordered(results):
+  for name in ordered(results):
+    row = results[name]
     if row["bits"] != previous:
       table.add_section()
     previous = row["bits"]
-    table.add_row(*(_cell(row.get(key), form) for _, key, form in _TABLE))
-  _print(table, rich.text.Text(_NOTES, style="dim"))
+    table.add_row(*_cells(row, columns), *[places.get(name, "")] * many)
+  notes = _NOTES + _FRONT_NOTE * many + "."
+  parts: list[Any] = [table, rich.text.Text(notes, style="dim")]
+  if many:
+    what = " ".join(metrics[0].heading.split())
+    title = f"Pareto front of {what} and stored bits"
+    front = _table("front", *headings, left=_LEFT, title=title)
+    for name, place in places.items():
+      if place.isdigit():
+        front.add_row(place, *_cells(results[name], columns))
+    parts += ["", front]
+  _print(*parts)
 
 
-def ordered(results: Results) -> list[dict[str, Any]]:
-  """Float, then falling bits; within the same, rising bits per weight."""
-  first, *rest = results.values()
-  return [
-    first,
-    *sorted(rest, key=lambda r: (-(r["bits"] or 0), r["bits_per_weight"])),
+def _places(results: Results, metric: base.Metric) -> dict[str, str]:
+  """Places on the front by variant, those on it first and in order.
+
+  Of a variant that is not on it, the place of what dominates it, as "< 3".
+  """
+  dominated = fronts(results, [metric])[metric.key]
+  on_front = [name for name, by in dominated.items() if not by]
+  on_front.sort(key=lambda name: results[name]["bits_per_weight"])
+  places = {name: str(i) for i, name in enumerate(on_front, 1)}
+  return places | {n: f"< {places[by]}" for n, by in dominated.items() if by}
+
+
+def _columns(
+  results: Results, metrics: Sequence[base.Metric]
+) -> list[tuple[str, str, str]]:
+  """Heading, key and format of the table's columns.
+
+  What is the same in all variants has none.
+  """
+  every = [row for name, row in results.items() if name != "float"]
+  bits = "precision" if any(row["acts"] for row in every) else "bits"
+  varied = [
+    (key, key, "{}")
+    for key in ("granularity", "acts")
+    if len({row[key] for row in every}) > 1
   ]
+  scored = [(m.heading, m.key, m.form) for m in (_SQNR, *metrics)]
+  return [
+    ("method", "method", "{}"),
+    ("bits", bits, "{}"),
+    *varied,
+    ("bits per\nweight", "bits_per_weight", "{:.3f}"),
+    *scored,
+    ("seconds", "seconds", "{:.1f}"),
+  ]
+
+
+def _cells(
+  row: Mapping[str, Any], columns: Sequence[tuple[str, str, str]]
+) -> list[str]:
+  return [_cell(row.get(key), form) for _, key, form in columns]
+
+
+def ordered(results: Results) -> list[str]:
+  """Float, then falling bits; within the same, rising bits per weight."""
+  first, *rest = results
+
+  def order(name):
+    return -(results[name]["bits"] or 0), results[name]["bits_per_weight"]
+
+  return [first, *sorted(rest, key=order)]
 
 
 def show_sizes(

@@ -83,18 +83,19 @@ def shape_of(rule: variants.Rule, leaf: Any) -> Any:
 
 def expected(q: Any) -> tuple[float, str]:
   """Stored bits of a traced tensor, and how sure they are."""
+  if isinstance(q, qtensor.Window):
+    return expected(q.part)
   if isinstance(q, qtensor.Sum):
     parts = [expected(part) for part in q.parts]
     return sum(bits for bits, _ in parts), _least_sure(s for _, s in parts)
   grid = getattr(q, "grid", None)
   if isinstance(grid, grids.Raw) and grid.mask.ndim:
     return 0, AT_LEAST
-  if isinstance(grid, grids.Labelled):
-    labels = grid.labels
-    if isinstance(labels, stored.GapCoded):
-      rest = qtensor.nbits(q) - qtensor.nbits(labels)
-      return rest + _gap_code_bits(labels), EXPECTED
-  return qtensor.nbits(q), EXACT
+  coded = [x for x in jax.tree.leaves(q, is_leaf=_is_coded) if _is_coded(x)]
+  bits = qtensor.nbits(q) + sum(
+    _gap_code_bits(labels) - qtensor.nbits(labels.symbols) for labels in coded
+  )
+  return bits, EXPECTED if coded else EXACT
 
 
 def least_sure(found: Sequence[Size]) -> str:
@@ -104,6 +105,10 @@ def least_sure(found: Sequence[Size]) -> str:
 
 def _least_sure(marks: Iterable[str]) -> str:
   return max(marks, key=(EXACT, EXPECTED, AT_LEAST).index, default=EXACT)
+
+
+def _is_coded(x: Any) -> bool:
+  return isinstance(x, stored.GapCoded)
 
 
 def _gap_code_bits(labels: stored.GapCoded) -> float:

@@ -1,8 +1,12 @@
 """The folder of a run: what is finished, and whether it is still the same run.
 
-  run.json               config, hashes of weights and data, environment
+  run.json               config and environment
+  inputs.json            hashes of weights and data
   ptq.log                the log, of all starts
-  float/                 embeddings and scores of the float model
+  trained/               of a model that the job trains: its weights so far
+  float/                 outputs and scores of the float model
+  sensitivity/           how much each weight matters, if a method asks
+  acts/<plan>/           calibrated state of a plan for activations
   <variant>/leaves/      quantized leaves so far, one checkpoint each
   <variant>/params/      checkpoint of the whole packed model
   <variant>/result.json  scores and rows per layer: the variant is finished
@@ -12,7 +16,7 @@ Each of them appears whole or not at all, so a run that is killed at any moment
 goes on where it was.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
 import logging
@@ -69,23 +73,36 @@ class Workdir:
     Raises:
       InputError: the folder holds another run; it says what differs.
     """
-    file = self.root / "run.json"
+    run = {"identity": identity, "environment": environment}
+    recorded = self._recorded("run.json", run)
+    self._refuse(differences(recorded["identity"], identity))
+    for change in differences(recorded["environment"], environment):
+      _LOG.warning("what is finished in %s is older: %s", self.root, change)
+
+  def expect(self, inputs: Mapping[str, Any]) -> None:
+    """Records what the run works on, or checks that it is the same again.
+
+    Args:
+      inputs: plain data that must not change, known once all is loaded.
+
+    Raises:
+      InputError: the folder holds another run; it says what differs.
+    """
+    self._refuse(differences(self._recorded("inputs.json", inputs), inputs))
+
+  def _recorded(self, name: str, content: Mapping[str, Any]) -> Any:
+    file = self.root / name
     if not file.exists():
-      write_json(file, {"identity": identity, "environment": environment})
-      return
-    recorded = read_json(file)
-    changes = list(differences(recorded["identity"], identity))
+      write_json(file, content)
+    return read_json(file)
+
+  def _refuse(self, differences: Iterator[str]) -> None:
+    changes = list(differences)
     if changes:
       raise configs.InputError(
         f"workdir {self.root} holds another run: {'; '.join(changes)}. "
         "Choose another --workdir, or delete this one"
       )
-    for change in differences(recorded["environment"], environment):
-      _LOG.warning("what is finished in %s is older: %s", self.root, change)
-
-  def float_scores(self) -> pathlib.Path:
-    """Where the embeddings and scores of the float model are."""
-    return self.root / "float"
 
   def leaf(self, variant: str, path: str) -> pathlib.Path:
     """Where a quantized leaf waits for the others."""
@@ -121,6 +138,20 @@ def restore(path: pathlib.Path) -> PyTree:
     raise configs.InputError(
       f"{error}; delete {path} to compute it again"
     ) from error
+
+
+def kept(path: pathlib.Path, compute: Callable[[], PyTree]) -> PyTree:
+  """What is stored at `path`, or what `compute` gives, which is stored.
+
+  Raises:
+    InputError: it is damaged, or cannot be stored.
+  """
+  if path.exists():
+    return restore(path)
+  found = compute()
+  with configs.explained():
+    checkpoint.save(path, found)
+  return found
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

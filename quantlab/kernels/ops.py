@@ -8,6 +8,7 @@ fuse the decoding where they can.
 Shape letters: M rows of activations, K contraction, N output.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -75,11 +76,86 @@ def dot_general(
 
 
 def conv(
-  x: Array, w: Any, *args: Any, dtype: Any = None, **kwargs: Any
+  x: Array,
+  w: Any,
+  window_strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  *,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: Any = None,
+  dtype: Any = None,
+  **kwargs: Any,
 ) -> Array:
-  """`jax.lax.conv_general_dilated` with a kernel in any stored form."""
-  x, w = _promote(x, w, dtype)
-  return jax.lax.conv_general_dilated(x, w, *args, **kwargs)
+  """`jax.lax.conv_general_dilated` with a kernel in any stored form.
+
+  A part that is stored as a window of the kernel, such as the centre tap that
+  CFWS splits off, runs as a convolution of that size: a 1x1 kernel in place of
+  3x3 takes a ninth of the products.
+
+  Args:
+    x: an activation.
+    w: a kernel.
+    window_strides: as in `jax.lax`, and so the next three.
+    padding: `"SAME"`, `"VALID"` or pairs.
+    rhs_dilation: of the kernel.
+    dimension_numbers: which axis is what.
+    dtype: to compute in; by default the promoted type of `x` and `w`.
+    **kwargs: as in `jax.lax`.
+
+  Returns:
+    The convolution.
+  """
+  numbers = jax.lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
+  space = numbers.rhs_spec[2:]
+  dilation = tuple(rhs_dilation or (1,) * len(space))
+  if isinstance(padding, str):
+    reach = [
+      (w.shape[i] - 1) * d + 1 for i, d in zip(space, dilation, strict=True)
+    ]
+    sides = [x.shape[i] for i in numbers.lhs_spec[2:]]
+    padding = jax.lax.padtype_to_pads(sides, reach, window_strides, padding)
+
+  def one(kernel, start):
+    """Convolves with a kernel that begins at `start` of the whole one."""
+    ends = [
+      (lo - start[i] * d, hi - (w.shape[i] - start[i] - kernel.shape[i]) * d)
+      for (lo, hi), i, d in zip(padding, space, dilation, strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+      *_promote(x, kernel, dtype),
+      window_strides,
+      ends,
+      rhs_dilation=dilation,
+      dimension_numbers=numbers,
+      **kwargs,
+    )
+
+  whole, windows = _windows(w, space)
+  origin = (0,) * len(w.shape)
+  terms = [one(window.part, window.start) for window in windows]
+  if whole is not None:
+    terms.append(one(whole, origin))
+  total, *rest = terms
+  return sum(rest, total)
+
+
+def _windows(w: Any, space: Sequence[int]) -> tuple[Any, list[qtensor.Window]]:
+  """What is stored of a whole kernel, if anything, and of windows in space."""
+
+  def windowed(part):
+    return isinstance(part, qtensor.Window) and all(
+      n == size or axis in space
+      for axis, (n, size) in enumerate(
+        zip(part.dims, part.part.shape, strict=True)
+      )
+    )
+
+  parts = w.parts if isinstance(w, qtensor.Sum) else (w,)
+  windows = [part for part in parts if windowed(part)]
+  whole = tuple(part for part in parts if not windowed(part))
+  if not windows:
+    return w, []
+  return qtensor.Sum(whole) if whole else None, windows
 
 
 def einsum(

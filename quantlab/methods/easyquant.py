@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from quantlab.core import base, numerics
-from quantlab.transforms import compose, estimate, fit, labels, plan, rounding
+from quantlab.methods import rtn
+from quantlab.transforms import estimate, labels, partition
 
 
 def easyquant(
@@ -59,10 +60,37 @@ def easyquant(
   tuned = estimate.by_gradient(
     estimate.absmax, steps=steps, learning_rate=learning_rate
   )
-  spec = base.IntSpec(bits, symmetric=True)
-  grid = fit.fit(tuned, spec, granularity, dtype=dtype)
-  return compose.split(
-    compose.masks(labels.beyond(sigmas)),
-    plan.chain(grid, rounding.nearest()),
-    compose.keep(),
+  inner = rtn.rtn(
+    bits,
+    symmetric=True,
+    granularity=granularity,
+    estimator=tuned,
+    dtype=dtype,
   )
+  return exact_outliers(inner, sigmas=sigmas)
+
+
+def exact_outliers(
+  inner: base.Quantizer, *, sigmas: float = 3.0
+) -> base.Quantizer:
+  """Keeps outliers exact, and quantizes the others with any quantizer.
+
+  Args:
+    inner: quantizes what is not an outlier.
+    sigmas: outliers lie this many standard deviations of the matrix from its
+      mean.
+
+  Returns:
+    A quantizer whose result is a `Sum` of that of `inner` and an exact part.
+
+  Example:
+    >>> import quantlab as ql
+    >>> w = jax.random.t(jax.random.key(0), 3.0, (512, 64))
+    >>> q = ql.quantize(exact_outliers(ql.icquant(ql.rtn(3))), w)
+    >>> [type(part).__name__ for part in q.parts]
+    ['QTensor', 'Sparse']
+
+  References:
+    EasyQuant, arXiv 2403.02775, eq. 3 and 4.
+  """
+  return partition.exact(labels.beyond(sigmas), inner)

@@ -6,16 +6,19 @@ to the same number of bits with a grid of their own; what remains to be paid is
 knowing where they are, about 0.31 bit per weight as gaps in short symbols.
 """
 
-from quantlab.core import base, numerics
-from quantlab.transforms import compose, labels, plan, store
+import math
+
+from quantlab.core import base, gaps, numerics
+from quantlab.transforms import compose, labels, partition, plan, store
 
 
 def icquant(
   inner: base.Quantizer,
   *,
-  ratio: float = 0.05,
-  gap_bits: int = 6,
-  granularity: base.Granularity = numerics.per_output,
+  ratio: float | None = None,
+  gap_bits: int | None = None,
+  shuffle: bool | None = None,
+  rows: base.Granularity = numerics.per_output,
 ) -> base.Quantizer:
   """Gives the outliers of each row a grid of their own.
 
@@ -28,17 +31,22 @@ def icquant(
   Args:
     inner: any quantizer.
     ratio: outliers as a fraction of each row, in [0, 1]. The paper reports
-      0.05 and 0.0825.
-    gap_bits: bits of a gap symbol; 6 costs least at 0.05, 5 at 0.0825 (see
-      `core.gaps.best_bits`).
-    granularity: which elements make a row; by default each output channel of a
-      kernel `[..., K, N]`.
+      0.05 and 0.0825. None takes what pays best for Gaussian rows of the
+      tensor's length, about 0.08 (`core.gaps.best_ratio`).
+    gap_bits: bits of a gap symbol. None takes what costs least for uniform
+      positions, 6 at 0.05 and 5 at 0.0825 (`core.gaps.best_bits`).
+    shuffle: whether positions go through one fixed permutation of the inputs
+      first, which makes them uniform. None lets a chi-square test decide for
+      each tensor (`core.gaps.uneven`).
+    rows: which elements share a count of outliers; by default each output
+      channel of a kernel `[..., K, N]`.
 
   Returns:
     A quantizer whose grid is `Labelled` with gap-coded labels.
 
   Raises:
-    ValueError: `ratio` or `gap_bits` is out of range.
+    ValueError: `ratio` or `gap_bits` is out of range; or, when used, `inner`
+      codes positions itself, or stores less than the whole tensor.
 
   Example:
     >>> import jax
@@ -46,16 +54,24 @@ def icquant(
     >>> w = jax.random.normal(jax.random.key(0), (4096, 128))
     >>> def error(q):
     ...   return ((ql.dequantize(ql.quantize(q, w)) - w) ** 2).mean().item()
-    >>> round(error(ql.rtn(2)) / error(icquant(ql.rtn(2))), 1)
+    >>> round(error(ql.rtn(2)) / error(icquant(ql.rtn(2), ratio=0.05)), 1)
     3.5
 
   References:
     arXiv 2505.00850. Reconstruction: the form of both value grids, the rounding
-    of the outlier count, the flag's bit pattern, and the streams that rows
-    share (see `core.gaps`).
+    of the outlier count, the flag's bit pattern, the streams that rows share
+    (see `core.gaps`), and how ratio and permutation are chosen.
   """
-  labeler = labels.outliers(ratio, granularity)
-  code = store.gap_code(gap_bits)
-  if ratio == 0:
-    return inner
-  return plan.chain(compose.label(labeler, inner, inner), code)
+  code = store.gap_code(gap_bits, shuffle=shuffle)
+  tails = plan.chain(labels.tails(), inner)
+
+  def coded(ratio):
+    labeler = labels.outliers(ratio, rows)
+    labelled = partition.label(labeler, inner, tails)
+    return plan.chain(labelled, code) if ratio else inner
+
+  def choose(shape):
+    cells = rows(shape)
+    return coded(gaps.best_ratio(math.prod(shape) // math.prod(cells)))
+
+  return compose.by_shape(choose) if ratio is None else coded(ratio)

@@ -15,6 +15,7 @@ def rtn(
   *,
   symmetric: bool = False,
   narrow: bool = True,
+  exact_zero: bool = False,
   granularity: base.Granularity = numerics.per_output,
   estimator: base.Estimator | None = None,
   dtype: jax.typing.DTypeLike = jnp.float32,
@@ -24,7 +25,12 @@ def rtn(
   Args:
     bits: of a code, 2 to 8.
     symmetric: the grid is symmetric around 0 and has a level there. Without
-      it the ends of the range are levels, and 0 in general is not.
+      it the ends of the range are levels, and 0 in general is not, unless
+      `exact_zero`.
+    exact_zero: asymmetric codes have an integer zero point, so that 0 is a
+      level, and ranges are extended to hold it. Where a row has an outlier,
+      many weights are near 0, and an error that they share does not average
+      out in a product.
     narrow: symmetric codes leave out the lowest one (step absmax / 7 at 4
       bits); with `False` they are all used (step absmax / 7.5).
     granularity: which elements share a grid; by default each output channel
@@ -47,7 +53,11 @@ def rtn(
   if not 2 <= bits <= 8:
     raise ValueError(f"rtn takes 2 to 8 bits, got {bits=}")
   spec = base.IntSpec(
-    bits, signed=symmetric, symmetric=symmetric, narrow=narrow
+    bits,
+    signed=symmetric,
+    symmetric=symmetric,
+    narrow=narrow,
+    exact_zero=exact_zero,
   )
   if estimator is None:
     estimator = estimate.absmax if symmetric else estimate.minmax

@@ -1,23 +1,15 @@
-"""Series, parallel and labelled composition of quantizers of one tensor.
-
-chain(a, b)            a, then b on what a made;
-split(f, a, b)         W = A + B, a on A and b on B (two code planes);
-label(f, a, b)         one code plane; a label says which grid an element uses.
-"""
+"""Series of quantizers of one tensor, and what a quantizer is placed on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from quantlab.core import base, grids, qtensor, stored
+from quantlab.core import base, qtensor
 
 Array = jax.Array
 Quantizer = base.Quantizer
 State = base.State
-
-Splitter = Callable[[Array, grids.Raw], Sequence[tuple[Array, grids.Raw]]]
-"""Decomposes values into parts, each of the same kind, that add up to them."""
 
 
 def stage(function: Callable[[Any], Any]) -> Quantizer:
@@ -87,31 +79,8 @@ def scatter(
   ]
 
 
-def _parallel(
-  divide: Callable[[Any], tuple[Any, Sequence[Any]]],
-  join: Callable[[Any, list[Any]], Any],
-  quantizers: Sequence[Quantizer],
-) -> Quantizer:
-  def init(q):
-    _, parts = divide(q)
-    pairs = zip(quantizers, parts, strict=True)
-    return gather([quantizer.init(part) for quantizer, part in pairs])
-
-  def apply(q, state, key=None):
-    context, parts = divide(q)
-    out, stats = [], []
-    for part, (quantizer, part_state, part_key) in zip(
-      parts, scatter(quantizers, state, key), strict=True
-    ):
-      done, part_stats = quantizer.apply(part, part_state, part_key)
-      out.append(done)
-      stats.append(part_stats)
-    return join(context, out), tuple(stats)
-
-  return Quantizer(init, apply)
-
-
-def _lifted(quantizer: Quantizer) -> Quantizer:
+def lifted(quantizer: Quantizer) -> Quantizer:
+  """The same for float arrays too, which count as trivial tensors."""
   return Quantizer(
     init=lambda q: quantizer.init(qtensor.lift(q)),
     apply=lambda q, state, key=None: quantizer.apply(
@@ -120,108 +89,46 @@ def _lifted(quantizer: Quantizer) -> Quantizer:
   )
 
 
-def split(splitter: Splitter, *quantizers: Quantizer) -> Quantizer:
-  """Quantizes the parts of a sum: `W = sum of parts`.
+def window(
+  place: Callable[[tuple[int, ...]], tuple[Any, Any]], quantizer: Quantizer
+) -> Quantizer:
+  """Quantizes and stores a window of a tensor that is 0 outside it.
 
   Args:
-    splitter: values to parts, such as `masks(labeler)`.
-    *quantizers: one per part. `keep()` keeps a part exact.
-
-  Returns:
-    A quantizer whose result is a `Sum`.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> import quantlab as ql
-    >>> q = ql.split(
-    ...   ql.masks(ql.beyond(1.5)), ql.rtn(4, symmetric=True), ql.keep()
-    ... )
-    >>> w = jnp.array([[0.1, -0.2, 0.15, 9.0]]).T
-    >>> [type(part).__name__ for part in ql.quantize(q, w).parts]
-    ['QTensor', 'Sparse']
+    place: shape to the window's start and its size along each axis.
+    quantizer: of the window.
   """
 
-  def divide(q):
-    parts = splitter(*qtensor.values(q))
-    return None, [qtensor.QTensor(x, raw, q.dtype) for x, raw in parts]
-
-  return _lifted(
-    _parallel(divide, lambda _, out: qtensor.Sum(tuple(out)), quantizers)
-  )
-
-
-def label(labeler: base.Labeler, *quantizers: Quantizer) -> Quantizer:
-  """Quantizes the elements of each label with a grid of their own.
-
-  All labels share one plane of codes, so an element costs the same bits
-  wherever it falls, plus what the labels cost.
-
-  Args:
-    labeler: values to labels `0 .. len(quantizers) - 1`.
-    *quantizers: one per label. The elements of a label above 0 count as
-      outliers of both signs (`Raw.tails`).
-
-  Returns:
-    A quantizer whose grid is `Labelled`. Quantizers that make sums make a sum
-    of labelled parts.
-
-  Raises:
-    ValueError: the quantizers' results differ in structure.
-  """
-
-  def divide(q):
+  def cut(q):
     x, raw = qtensor.values(q)
-    labels = labeler(x, raw.mask)
-    plane = grids.plain(labels)
-    parts = [
-      qtensor.QTensor(x, grids.Raw(raw.mask & (plane == j), j > 0), q.dtype)
-      for j in range(len(quantizers))
-    ]
-    return labels, parts
+    start, size = place(x.shape)
 
-  return _lifted(_parallel(divide, merge, quantizers))
+    def crop(a):
+      return jax.lax.dynamic_slice(a, start, size) if a.ndim else a
 
+    part = qtensor.QTensor(crop(x), jax.tree.map(crop, raw), q.dtype)
+    return part, (tuple(start), x.shape)
 
-def merge(labels: Any, parts: list[Any]) -> Any:
-  """Joins tensors of the same structure into one plane of codes."""
-  first = parts[0]
-  if len({jax.tree.structure(p, is_leaf=_is_qtensor) for p in parts}) > 1:
-    kinds = [type(part).__name__ for part in parts]
-    raise ValueError(f"labels cannot share a code plane: parts are {kinds}")
-  if isinstance(first, qtensor.Sum):
-    columns = zip(*(part.parts for part in parts), strict=True)
-    return qtensor.Sum(tuple(merge(labels, list(c)) for c in columns))
-  plane = grids.plain(labels)
-  codes = grids.select(plane, [grids.plain(part.codes) for part in parts])
-  raw = [isinstance(part.grid, grids.Raw) for part in parts]
-  if all(raw):
-    mask = grids.select(plane, [part.grid.mask for part in parts])
-    return qtensor.QTensor(codes, grids.Raw(mask), first.dtype)
-  if any(raw):
-    raise ValueError("labels share one plane of codes: keep() cannot be on it")
-  grid = grids.Labelled(labels, tuple(part.grid for part in parts))
-  return qtensor.QTensor(codes, grid, first.dtype)
+  def apply(q, state, key=None):
+    part, where = cut(q)
+    part, stats = quantizer.apply(part, state, key)
+    return qtensor.Window(part, *where), stats
+
+  return lifted(Quantizer(lambda q: quantizer.init(cut(q)[0]), apply))
 
 
-def _is_qtensor(x: Any) -> bool:
-  return isinstance(x, (qtensor.QTensor, stored.Sparse))
-
-
-def masks(labeler: base.Labeler, count: int = 2) -> Splitter:
-  """A splitter that gives each label's elements to a part of their own.
+def by_shape(choose: Callable[[tuple[int, ...]], Quantizer]) -> Quantizer:
+  """A quantizer that depends on the shape of the tensor.
 
   Args:
-    labeler: values to labels `0 .. count - 1`.
-    count: parts.
+    choose: shape to quantizer.
   """
-
-  def splitter(x, raw):
-    plane = grids.plain(labeler(x, raw.mask))
-    return [
-      (x, grids.Raw(raw.mask & (plane == j), raw.tails)) for j in range(count)
-    ]
-
-  return splitter
+  return Quantizer(
+    init=lambda q: choose(qtensor.lift(q).shape).init(q),
+    apply=lambda q, state, key=None: choose(qtensor.lift(q).shape).apply(
+      q, state, key
+    ),
+  )
 
 
 def stacked(quantizer: Quantizer) -> Quantizer:
@@ -239,13 +146,18 @@ def stacked(quantizer: Quantizer) -> Quantizer:
   """
 
   def init(q):
-    return jax.vmap(quantizer.init)(qtensor.lower(q))
+    q = qtensor.lift(q)
+    return jax.vmap(quantizer.init, in_axes=(_leading(q),))(q)
 
   def apply(q, state, key=None):
-    x = qtensor.lower(q)
-    if key is None:
-      return jax.vmap(lambda x, s: quantizer.apply(x, s, None))(x, state)
-    keys = jax.random.split(key, qtensor.lift(x).shape[0])
-    return jax.vmap(quantizer.apply)(x, state, keys)
+    q = qtensor.lift(q)
+    keys = None if key is None else jax.random.split(key, q.shape[0])
+    axes = (_leading(q), 0, None if key is None else 0)
+    return jax.vmap(quantizer.apply, in_axes=axes)(q, state, keys)
 
   return Quantizer(init, apply)
+
+
+def _leading(q: Any) -> Any:
+  """The axis of each array to map over: scalars belong to every slice."""
+  return jax.tree.map(lambda a: 0 if a.ndim else None, q)

@@ -47,10 +47,10 @@ def fit(
     cells = granularity(x.shape)
     columns = numerics.columns(x, cells)
 
-    def affine(estimator, mask, spec):
-      mask = numerics.columns(jnp.broadcast_to(mask, x.shape), cells)
+    def affine(estimator, weight, spec):
+      weight = numerics.columns(weight, cells)
       estimate = functools.partial(estimator, spec=spec)
-      range_ = numerics.each_row(estimate, columns, mask)
+      range_ = numerics.each_row(estimate, columns, weight)
       scale, zero = numerics.affine_from_range(range_, spec, dtype)
       return grids.Affine(scale, zero, spec)
 
@@ -60,10 +60,20 @@ def fit(
       upper = affine(estimate.minmax, raw.mask & (x >= 0), half)
       grid = grids.Tails(lower, upper, spec)
     else:
-      grid = affine(estimator, raw.mask, spec)
+      grid = affine(estimator, weights(x, raw), spec)
     return qtensor.QTensor(grid.encode(raw.decode(x)), grid, q.dtype)
 
   return compose.stage(apply)
+
+
+def weights(x: Array, raw: grids.Raw) -> Array:
+  """What each element counts to an estimator: bool where all count alike."""
+  mask = jnp.broadcast_to(raw.mask, x.shape)
+  if not raw.weight.ndim:
+    return mask
+  # Each counts a little, so that no range leaves one out.
+  floor = 1e-6 * jnp.mean(raw.weight)
+  return jnp.where(mask, raw.weight.astype(x.dtype) + floor, 0)
 
 
 def tables(
@@ -83,18 +93,25 @@ def tables(
 
   Returns:
     A quantizer; its codes are not yet rounded.
+
+  References:
+    With a sensitivity, as SqueezeLLM (arXiv 2306.07629) does it: weights that
+    are exactly 0 do not count, and in a row where nothing counts all do.
   """
 
   def apply(q):
     x, raw = qtensor.values(q)
     cells = granularity(x.shape)
-    weight = jnp.broadcast_to(raw.mask, x.shape).astype(x.dtype)
     # The levels count as constants: a search for them has no gradient.
-    levels = numerics.each_row(
-      functools.partial(fitter, levels=2**bits),
-      numerics.columns(jax.lax.stop_gradient(x), cells),
-      numerics.columns(weight, cells),
-    )
+    columns = numerics.columns(jax.lax.stop_gradient(x), cells)
+    mask = jnp.broadcast_to(raw.mask, x.shape).astype(x.dtype)
+    mask = weight = numerics.columns(mask, cells)
+    if raw.weight.ndim:
+      counts = numerics.columns(raw.weight.astype(x.dtype), cells)
+      weight = mask * jnp.where(columns == 0, 0, counts)
+      weight = jnp.where(jnp.any(weight > 0, axis=0)[None], weight, mask)
+    fit_row = functools.partial(fitter, levels=2**bits)
+    levels = numerics.each_row(fit_row, columns, weight)
     grid = grids.Codebook(levels.astype(dtype))
     return qtensor.QTensor(grid.encode(raw.decode(x)), grid, q.dtype)
 

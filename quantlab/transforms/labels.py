@@ -3,10 +3,14 @@
 Shape letters: D elements of a row, P outliers of a row.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, gaps, numerics, stored, topk
+from quantlab.core import base, gaps, grids, numerics, qtensor, stored, topk
+from quantlab.transforms import compose, levels
 
 Array = jax.Array
 
@@ -45,6 +49,68 @@ def outliers(
     return stored.Marks(positions, axes, dims)
 
   return labeler
+
+
+def clusters(
+  count: int = 3, granularity: base.Granularity = numerics.per_tensor
+) -> base.Labeler:
+  """Labels the clusters of values, from the lowest to the highest.
+
+  The clusters are those of 1-D k-means. An element halfway between two centres
+  belongs to the outer cluster; in a tensor of one value all are in the lowest.
+
+  Args:
+    count: k, at least 2.
+    granularity: which elements are clustered together.
+
+  Returns:
+    A labeler.
+
+  Raises:
+    ValueError: `count` is below 2.
+
+  References:
+    SplitQuant, arXiv 2501.12428. The deterministic start of `levels.kmeans`
+    and disjoint clusters of degenerate tensors are reconstruction.
+  """
+  if count < 2:
+    raise ValueError(f"there are at least two clusters, got {count=}")
+  fitter = functools.partial(levels.kmeans(), levels=count)
+
+  def labeler(x, mask):
+    cells = granularity(x.shape)
+    weight = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
+    constant = jax.lax.stop_gradient(x)
+    rows = (numerics.columns(a, cells) for a in (constant, weight))
+    centres = numerics.each_row(fitter, *rows)
+    borders = (centres[..., 1:] + centres[..., :-1]) / 2
+    borders = [
+      numerics.expand(b, x.shape) for b in jnp.moveaxis(borders, -1, 0)
+    ]
+    label = sum((x > b).astype(jnp.uint8) for b in borders)
+    # The last border belongs to the highest cluster, the others to the lower.
+    above = [x > b for b in borders[:-1]]
+    on_last = (x == borders[-1]) & functools.reduce(
+      jnp.logical_and, above, True
+    )
+    return label + on_last.astype(jnp.uint8)
+
+  return labeler
+
+
+def tails() -> base.Quantizer:
+  """Tells grids that the elements are outliers of both signs.
+
+  A uniform grid then gives each sign half of its codes; see `fit`.
+  """
+
+  def apply(q):
+    if not isinstance(q, qtensor.QTensor) or not isinstance(q.grid, grids.Raw):
+      return q
+    grid = dataclasses.replace(q.grid, tails=True)
+    return dataclasses.replace(q, grid=grid)
+
+  return compose.stage(apply)
 
 
 def beyond(sigmas: float) -> base.Labeler:

@@ -6,6 +6,7 @@ stats={path: ...})`, so `learned` goes straight into optax, and both into orbax.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
+import dataclasses
 import functools
 import re
 from typing import Any, NamedTuple
@@ -30,11 +31,14 @@ class Plan(NamedTuple):
     init: `init(tree) -> State`, with a dict by path in each field.
     apply: `apply(tree, state, key=None) -> (tree, stats)`.
     assign: `assign(tree) -> {path: quantizer}` for every leaf.
+    unused: `unused(tree) -> [pattern]`, of the rules that would quantize
+      something and place nothing.
   """
 
   init: Callable[[PyTree], State]
   apply: Callable[..., tuple[PyTree, PyTree]]
   assign: Callable[[PyTree], dict[str, Quantizer]]
+  unused: Callable[[PyTree], list[str]]
 
 
 def by_path(rules: Rules) -> Plan:
@@ -65,7 +69,12 @@ def by_path(rules: Rules) -> Plan:
     chosen, _ = match(rules, leaves(tree))
     return {path: rules[i][1] for path, i in chosen.items()}
 
-  return _plan(assign)
+  def unused(tree):
+    _, patterns = match(rules, leaves(tree))
+    keeping = {rule[0] for rule in rules if rule[1] is compose.keep()}
+    return [pattern for pattern in patterns if pattern not in keeping]
+
+  return _plan(assign, unused)
 
 
 def match(
@@ -125,7 +134,10 @@ def chain(*quantizers: Any) -> Any:
     placed = [plan.assign(tree) for plan in plans]
     return {path: _series(*(p[path] for p in placed)) for path in placed[0]}
 
-  return _plan(assign)
+  def unused(tree):
+    return [pattern for plan in plans for pattern in plan.unused(tree)]
+
+  return _plan(assign, unused)
 
 
 def as_plan(quantizer: Any) -> Plan:
@@ -136,7 +148,11 @@ def as_plan(quantizer: Any) -> Plan:
 
 
 def quantize(
-  quantizer: Any, tree: PyTree, *, key: Array | None = None
+  quantizer: Any,
+  tree: PyTree,
+  *,
+  key: Array | None = None,
+  sensitivity: PyTree = None,
 ) -> PyTree:
   """Quantizes a tree once and stores it: init, apply, pack.
 
@@ -147,13 +163,17 @@ def quantize(
     quantizer: a plan, or a quantizer for every leaf.
     tree: a pytree of float arrays (params, `nnx.State`, one array).
     key: for random stages.
+    sensitivity: a tree like it of what each weight's squared error counts, at
+      least 0; `ql.sensitivity` makes one. Without it all count alike. It moves
+      the levels of tables, and the ranges of estimators that look at errors.
 
   Returns:
     The tree with quantized leaves; kept leaves are unchanged.
 
   Raises:
     ValueError: a leaf holds NaN or Inf or is empty, or does not fit its
-      quantizer. The message starts with the leaf's path.
+      quantizer; the message starts with the leaf's path. Or no leaf matches a
+      rule that would quantize it.
     TypeError: a leaf that is not kept is not a float array.
 
   Example:
@@ -162,12 +182,23 @@ def quantize(
     >>> jnp.abs(ql.dequantize(q) - jnp.eye(64)).max().item()
     0.0
   """
-  assigned = as_plan(quantizer).assign(tree)
+  plan = as_plan(quantizer)
+  assigned = plan.assign(tree)
+  unused = plan.unused(tree)
+  if unused and all(q is compose.keep() for q in assigned.values()):
+    raise ValueError(
+      f"nothing is quantized: no leaf matches {unused}; the leaves are "
+      f"{[*assigned]}"
+    )
   keys = _keys(key, len(assigned))
+  weights = {} if sensitivity is None else leaves(sensitivity)
 
   def one(path, leaf, leaf_key):
     with naming(path):
-      return quantize_leaf(assigned[path], leaf, leaf_key)
+      weight = weights.get(path)
+      if weights and weight is None:
+        raise ValueError(f"has no sensitivity; there are {[*weights]}")
+      return quantize_leaf(assigned[path], leaf, leaf_key, weight)
 
   done = [
     one(*item) for item in zip(assigned, _values(tree), keys, strict=True)
@@ -176,13 +207,36 @@ def quantize(
 
 
 def quantize_leaf(
-  quantizer: Quantizer, x: Any, key: Array | None = None
+  quantizer: Quantizer,
+  x: Any,
+  key: Array | None = None,
+  sensitivity: Array | None = None,
 ) -> Any:
   """Quantizes and stores one tensor; see `quantize`."""
   if quantizer is compose.keep():
     return x
   check(x)
+  if sensitivity is not None:
+    x = weighted(x, sensitivity)
   return store.compact(_deployed(quantizer)(x, key))
+
+
+def weighted(x: Any, sensitivity: Array) -> qtensor.QTensor:
+  """The trivial tensor of `x` whose elements count as given.
+
+  Raises:
+    ValueError: the shapes differ, or a value is negative, NaN or Inf.
+  """
+  if sensitivity.shape != x.shape:
+    raise ValueError(f"{sensitivity.shape=} is not that of {x.shape=}")
+  concrete = not isinstance(sensitivity, jax.core.Tracer)
+  if concrete and not bool(jnp.all(jnp.isfinite(sensitivity))):
+    raise ValueError("the sensitivity holds NaN or Inf")
+  if concrete and bool(jnp.any(sensitivity < 0)):
+    raise ValueError("the sensitivity is negative somewhere")
+  q = qtensor.lift(x)
+  grid = dataclasses.replace(q.grid, weight=sensitivity)
+  return dataclasses.replace(q, grid=grid)
 
 
 def check(x: Any) -> None:
@@ -225,7 +279,10 @@ def _series(*quantizers: Quantizer) -> Quantizer:
   return compose.series(*stages) if stages else compose.keep()
 
 
-def _plan(assign: Callable[[PyTree], dict[str, Quantizer]]) -> Plan:
+def _plan(
+  assign: Callable[[PyTree], dict[str, Quantizer]],
+  unused: Callable[[PyTree], list[str]],
+) -> Plan:
   def init(tree):
     states = {}
     for (path, quantizer), leaf in zip(
@@ -250,7 +307,7 @@ def _plan(assign: Callable[[PyTree], dict[str, Quantizer]]) -> Plan:
       out.append(qtensor.lower(q))
     return jax.tree.unflatten(_structure(tree), out), stats
 
-  return Plan(init, apply, assign)
+  return Plan(init, apply, assign, unused)
 
 
 def leaves(tree: PyTree) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Storage stages: the same values in fewer bits."""
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
 
-from quantlab.core import base, grids, numerics, qtensor, stored
+from quantlab.core import base, gaps, grids, numerics, qtensor, stored
 from quantlab.transforms import compose
 
 Array = jax.Array
@@ -14,21 +16,37 @@ def pack() -> base.Quantizer:
   """Stores integer codes in exactly as many bits as the grid's bounds need.
 
   Axes that share a grid cell are packed together where that leaves no padding;
-  see `quantlab.core.stored.packing_axes`. What is packed already, or has no
-  integer codes, passes.
+  see `quantlab.core.stored.packing_axes`. Planes of labels become digits: of
+  three labels, 20 share a word. What is packed already, or has no integer
+  codes, passes.
   """
   return compose.stage(lambda q: _per_part(_pack, q))
 
 
-def gap_code(bits: int = 6) -> base.Quantizer:
+def gap_code(
+  bits: int | None = None, *, shuffle: bool | None = None
+) -> base.Quantizer:
   """Stores the positions of labelled elements in the gap code.
 
   Args:
-    bits: of a symbol, 1 to 8.
+    bits: of a symbol, 1 to 8; None takes what costs least for uniform
+      positions (`core.gaps.best_bits`).
+    shuffle: whether one fixed permutation goes before it; None lets a test
+      decide whether positions are uniform (`core.gaps.uneven`).
   """
-  if not 1 <= bits <= 8:
+  if bits is not None and not 1 <= bits <= 8:
     raise ValueError(f"gap symbols have 1 to 8 bits, got {bits=}")
-  return compose.stage(lambda q: _per_part(lambda p: _gap_code(p, bits), q))
+
+  def coded(labels, count):
+    del count
+    if not isinstance(labels, stored.Marks):
+      return labels
+    ratio = labels.positions.shape[-1] / math.prod(labels.dims)
+    return stored.GapCoded.encode(
+      labels, bits or gaps.best_bits(ratio), shuffle
+    )
+
+  return compose.stage(lambda q: _per_part(lambda p: _relabel(p, coded), q))
 
 
 def compact(tree: Any) -> Any:
@@ -48,7 +66,26 @@ def compact(tree: Any) -> Any:
 def _per_part(function, q):
   if isinstance(q, qtensor.Sum):
     return qtensor.Sum(tuple(_per_part(function, part) for part in q.parts))
+  if isinstance(q, qtensor.Window):
+    return dataclasses.replace(q, part=_per_part(function, q.part))
   return function(q)
+
+
+def _relabel(q, function):
+  """Replaces each plane of labels by `function(plane, number of labels)`."""
+  grid = getattr(q, "grid", None)
+  if not isinstance(grid, grids.Labelled):
+    return q
+
+  def each(labels, count):
+    if not isinstance(labels, stored.Pair):
+      return function(labels, count)
+    first = each(labels.first, count // labels.count)
+    second = each(labels.second, labels.count)
+    return stored.Pair(first, second, labels.count)
+
+  labels = each(grid.labels, len(grid.grids))
+  return dataclasses.replace(q, grid=grids.Labelled(labels, grid.grids))
 
 
 def _pack(q):
@@ -60,7 +97,12 @@ def _pack(q):
   bits = (hi - lo).bit_length()
   axes = stored.packing_axes(q.shape, bits, _row_axes(q.grid, q.shape))
   codes = stored.Packed.pack(q.codes, bits, lo, axes)
-  return qtensor.QTensor(codes, q.grid, q.dtype)
+
+  def packed(labels, count):
+    plain = isinstance(labels, jax.Array)
+    return stored.Digits.pack(labels, count, axes) if plain else labels
+
+  return _relabel(dataclasses.replace(q, codes=codes), packed)
 
 
 def _row_axes(grid, shape):
@@ -76,26 +118,15 @@ def _row_axes(grid, shape):
   return numerics.reduced_axes(shape, grid.scale.shape)
 
 
-def _gap_code(q, bits):
-  grid = getattr(q, "grid", None)
-  if not isinstance(grid, grids.Labelled):
-    return q
-  if not isinstance(grid.labels, stored.Marks):
-    return q
-  labels = stored.GapCoded.encode(grid.labels, bits)
-  return qtensor.QTensor(q.codes, grids.Labelled(labels, grid.grids), q.dtype)
-
-
 def _compact(q):
   if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(q)):
     return q
   if isinstance(q, qtensor.QTensor) and isinstance(q.grid, grids.Raw):
-    if not q.grid.mask.ndim:
-      return q
-    return stored.Sparse.from_dense(q.codes.astype(q.dtype), q.grid.mask)
-  if isinstance(q, qtensor.QTensor) and isinstance(q.grid, grids.Labelled):
-    labels = q.grid.labels
-    if isinstance(labels, stored.GapCoded):
-      grid = grids.Labelled(labels.trim(), q.grid.grids)
-      return qtensor.QTensor(q.codes, grid, q.dtype)
-  return q
+    codes = q.codes.astype(q.dtype)
+    return stored.Sparse.from_dense(codes, q.grid.mask & (codes != 0))
+  return _relabel(q, _trimmed)
+
+
+def _trimmed(labels, count):
+  del count
+  return labels.trim() if isinstance(labels, stored.GapCoded) else labels

@@ -1,30 +1,14 @@
 import math
 
+from flax import linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.data import retrieval
-from quantlab.experiments import evaluate, ptq
-from tests import tiny_bert
-
-# Three queries, three documents, in the plane.
-FOUND = np.array([[1, 0], [0, 1], [1, 1], [1, 0], [1, 0.5], [0, 1]], np.float32)
-EXACT = np.array([[1, 0], [0, 1], [0, 1], [1, 0], [0, 1], [1, 1]], np.float32)
-
-
-def test_compare_by_hand():
-  # FOUND's scores: [1, 1, 0], [0, .5, 1], [1, 1.5, 1], so the ranks are 2 (a
-  # tie counts against), 2, 3 and the first documents 0, 2, 1. EXACT's scores:
-  # [1, 0, 1], [0, 1, 1], [0, 1, 1], so its first documents are 0, 1, 1.
-  found = evaluate.compare(FOUND, EXACT)
-  assert found["recall_at_1"] == 0
-  assert found["mrr"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
-  assert found["agreement"] == pytest.approx(2 / 3)
-  half = 1 / math.sqrt(2)
-  cosines = [1, 1, half, 1, 0.5 / math.sqrt(1.25), half]
-  assert found["cosine"] == pytest.approx(np.mean(cosines))
+from quantlab.experiments import evaluate
+from quantlab.experiments.tasks import base
 
 
 def test_cosine_of_a_row_of_zeros_is_zero():
@@ -65,34 +49,38 @@ def test_decode_is_dequantize_to_the_bit(quantizer):
     np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_embedder_keeps_the_order_of_texts(tmp_path):
-  encoder = ptq.pretrained_encoder(str(tiny_bert.write(tmp_path / "model")))
-  queries = ["the cat", "a", "the red dog runs a"]
-  documents = ["the old blue cat sleeps", "dog", "new"]
-  pairs = retrieval.Pairs(queries, documents, "here", "0")
-  steps = []
+def test_outputs_keep_the_order_of_rows():
+  model = nn.Dense(3)
+  x = jax.random.normal(jax.random.key(0), (5, 4))
+  params = model.init(jax.random.key(1), x)["params"]
+  rows = [np.array([4, 0, 2]), np.array([1, 3])]
+  task = base.Task(
+    model=model,
+    params=params,
+    head=lambda y, x: y + x[:, :3],
+    # The last batch ends in filler.
+    batches=[
+      base.Batch((x[rows[0]],), rows[0]),
+      base.Batch((jnp.concatenate([x[rows[1]], jnp.ones((1, 4))]),), rows[1]),
+    ],
+    compare=lambda found, reference: {},
+    loss=lambda params, batch: jnp.zeros(()),
+    spare=lambda count: [],
+    sha256="",
+    source="",
+  )
+  outputs, steps = evaluate.outputs(task), []
 
   def track(batches):
     steps.append(len(batches))
     return batches
 
-  embed = evaluate.embedder(encoder, evaluate.Task(pairs, batch_size=4))
-  found = embed(encoder.params, track)
+  expected = model.apply({"params": params}, x) + x[:, :3]
+  np.testing.assert_allclose(outputs(params, track), expected, atol=1e-6)
   assert steps == [2]
-  for text, vector in zip([*queries, *documents], found, strict=True):
-    ids, mask = encoder.encode([text])
-    hidden = encoder.model.apply({"params": encoder.params}, ids, mask)
-    expected = encoder.pool(hidden, mask)[0]
-    np.testing.assert_allclose(vector, expected, atol=1e-6)
-
-
-def test_task_reads_the_section(tmp_path):
-  file = tiny_bert.write_pairs(tmp_path / "pairs.csv")
-  task = evaluate.task(source=str(file), limit=3, seed=1, batch_size=7)
-  assert task.batch_size == 7
-  assert len(task.pairs) == 3
-  assert set(zip(task.pairs.queries, task.pairs.documents, strict=True)) < set(
-    tiny_bert.PAIRS
-  )
-  with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-    evaluate.task(source=str(file), batch_size=0)
+  acts = ql.by_path([("^in$", ql.rtn(2)), ("", ql.keep())])
+  coarse = ql.dequantize(ql.quantize(ql.rtn(2), x[rows[0]]))
+  coarse = model.apply({"params": params}, coarse) + x[rows[0], :3]
+  found = outputs(params, acts=acts)
+  assert np.abs(found - expected).max() > 0.1
+  np.testing.assert_allclose(found[rows[0]], coarse, atol=1e-5)

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import os
@@ -14,7 +15,8 @@ import safetensors.numpy
 
 import quantlab as ql
 from quantlab import checkpoint
-from quantlab.experiments import configs, evaluate, ptq
+from quantlab.experiments import calibration, configs, evaluate, ptq
+from quantlab.experiments.tasks import retrieval
 from quantlab.transforms import plan
 from tests import tiny_bert
 
@@ -48,16 +50,23 @@ def _quantized(monkeypatch):
 
   original = plan.quantize_leaf
 
-  def counting(quantizer, x, key=None):
+  def counting(quantizer, x, key=None, sensitivity=None):
     # Shapes are quantized too, before the work.
     if quantizer is not ql.keep() and not isinstance(x, jax.core.Tracer):
       if Calls.count == Calls.limit:
         raise Stopped
       Calls.count += 1
-    return original(quantizer, x, key)
+    return original(quantizer, x, key, sensitivity)
 
   monkeypatch.setattr(plan, "quantize_leaf", counting)
   return Calls
+
+
+def _task(config):
+  model, data = config["model"], config["data"]
+  return retrieval.load(
+    retrieval.Model(**model), retrieval.Data(**data), None, None
+  )
 
 
 def _timeless(x):
@@ -82,13 +91,12 @@ def test_run_scores_every_variant(finished):
 
 def test_checkpoint_is_what_was_evaluated(finished):
   folder, config, metrics = finished
-  encoder = ptq.pretrained_encoder(config["model"]["path"])
-  task = evaluate.task(**config["data"])
-  embed = evaluate.embedder(encoder, task)
-  reference = embed(encoder.params)
+  task = _task(config)
+  outputs = evaluate.outputs(task)
+  reference = outputs(task.params)
   for name in ("rtn-3bit", "icquant-3bit"):
     packed = checkpoint.restore(folder / name / "params")
-    found = evaluate.compare(embed(ql.dequantize(packed)), reference)
+    found = task.compare(outputs(ql.dequantize(packed)), reference)
     assert found == {key: metrics[name][key] for key in found}
     leaves = plan.leaves(packed)
     quantized = [leaves[path] for path in tiny_bert.LEAVES]
@@ -104,8 +112,7 @@ def test_report_holds_every_leaf(finished):
   assert len(report["data"]) == len(report["weights"]) == 64
   assert "python" in report["environment"]
   rows = [r for r in report["layers"] if r["variant"] == "icquant-3bit"]
-  encoder = ptq.pretrained_encoder(config["model"]["path"])
-  leaves = plan.leaves(encoder.params)
+  leaves = plan.leaves(_task(config).params)
   packed = plan.leaves(checkpoint.restore(folder / "icquant-3bit" / "params"))
   assert [row["path"] for row in rows] == list(leaves)
   for row in rows:
@@ -120,7 +127,7 @@ def test_report_holds_every_leaf(finished):
 def test_run_leaves_the_promised_files(finished):
   found = {file.name for file in finished[0].iterdir()}
   assert found == {
-    *("report.json", "report.csv", "report.png", "run.json"),
+    *("report.json", "report.csv", "report.png", "run.json", "inputs.json"),
     *("float", "rtn-3bit", "icquant-3bit"),
   }
   assert not list(finished[0].glob("*/leaves"))
@@ -131,10 +138,10 @@ def test_finished_run_does_nothing_again(
 ):
   folder, config, metrics = finished
 
-  def embedder(encoder, task):
+  def outputs(task):
     return lambda *args: pytest.fail("evaluated again")
 
-  monkeypatch.setattr(evaluate, "embedder", embedder)
+  monkeypatch.setattr(evaluate, "outputs", outputs)
   again = ptq.run(config, folder)
   assert again == json.loads(json.dumps(metrics))
   assert quantized.count == 0
@@ -185,6 +192,78 @@ def test_killed_run_resumes(tmp_path, finished, quantized):
   assert quantized.count == 2 * len(tiny_bert.LEAVES) - len(leaves)
 
 
+CALIBRATED = {
+  "methods": {
+    "lloyd": {"method": "lloyd", "sensitivity": True},
+    "rtn": {"method": "rtn"},
+  },
+  "weights": {"method": None, "bits": 3, "acts": None, "dtype": "float16"},
+  "sweep": {"lloyd": {}, "rtn": {"acts": ["", "int8"]}},
+  "sensitivity": {"batches": 1},
+  "acts": {
+    "int8": {
+      "rules": [["mlp/../in$", {"method": "rtn", "bits": 8}], ["", "keep"]],
+      "batches": 1,
+    },
+  },
+}
+
+
+def _calibrated(folder):
+  config = tiny_bert.config(folder) | copy.deepcopy(CALIBRATED)
+  config["data"] |= {"limit": 2, "batch_size": 2}
+  return config
+
+
+def test_sensitivity_and_activations(tmp_path, quantized, capsys):
+  metrics = ptq.run(_calibrated(tmp_path), tmp_path / "run")
+  assert list(metrics) == ["float", "lloyd-3bit", "rtn-3bit", "rtn-3bit-int8"]
+  weights_alone, both = metrics["rtn-3bit"], metrics["rtn-3bit-int8"]
+  # The same weights, but other outputs, a little further away.
+  for key in ("stored_bits", "sqnr_db", "max_abs_error"):
+    assert weights_alone[key] == both[key]
+  assert 0 < abs(weights_alone["cosine"] - both["cosine"]) < 0.05
+  assert [metrics[name]["precision"] for name in metrics] == [
+    *("32", "W3", "W3", "W3A8")
+  ]
+  assert "W3A8" in capsys.readouterr().out
+  # Levels follow the sensitivities, so the plain error is larger than without.
+  plain = _calibrated(tmp_path)
+  del plain["methods"]["lloyd"]["sensitivity"]
+  plain["weights"] |= {"method": "lloyd"}
+  without = ptq.run(plain, tmp_path / "plain")["lloyd-3bit"]
+  assert metrics["lloyd-3bit"]["sqnr_db"] < without["sqnr_db"]
+  stages = {file.name for file in (tmp_path / "run").iterdir()}
+  assert {"sensitivity", "acts"} <= stages
+  assert not (tmp_path / "plain" / "sensitivity").exists()
+  assert quantized.count == 4 * len(tiny_bert.LEAVES)
+
+
+@pytest.mark.parametrize(
+  ("stage", "method"), [("sensitivity", "lloyd"), ("calibrate", "rtn")]
+)
+def test_run_stopped_in_a_calibration_resumes(
+  tmp_path, monkeypatch, stage, method
+):
+  config = _calibrated(tmp_path)
+  config["weights"]["method"] = method
+  calls, original = [], getattr(calibration.ql, stage)
+
+  def counting(*args, **kwargs):
+    calls.append(stage)
+    if len(calls) == 1:
+      raise Stopped
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(calibration.ql, stage, counting)
+  with pytest.raises(Stopped):
+    ptq.run(config, tmp_path / "run")
+  found = ptq.run(config, tmp_path / "run")
+  assert len(calls) == 2
+  assert ptq.run(config, tmp_path / "run") == json.loads(json.dumps(found))
+  assert len(calls) == 2
+
+
 def _change(config, **entries):
   return {
     k: {**v, **entries.get(k, {})} if isinstance(v, dict) else v
@@ -194,8 +273,8 @@ def _change(config, **entries):
 
 def test_another_config_is_refused(finished, quantized):
   folder, config, _ = finished
-  changed = _change(config, icquant={"ratio": 0.1})
-  message = r"holds another run: config\.icquant\.ratio: 0\.05 -> 0\.1\. Choose"
+  changed = _change(config, data={"seed": 1})
+  message = r"holds another run: config\.data\.seed: nothing -> 1\. Choose"
   with pytest.raises(configs.InputError, match=message):
     ptq.run(changed, folder)
   one = _change(config, weights={"method": "rtn"})
@@ -250,16 +329,37 @@ def _file_in_the_way(config, tmp_path):
   (tmp_path / "run").touch()
 
 
+NEVER = {"rules": [["lm_head", ["rtn", 8]], ["", "keep"]], "batches": 1}
 BAD = {
   "nan": (_nan, r"^layer_0/mlp/down/kernel: cannot .* NaN or Inf: 1 of 8192"),
   "block": (
     lambda c, _: c["weights"].update(granularity=["per_block", 0, 48]),
-    r"^layer_0/attention/key/kernel: per_block: .*blocks of 48 do not divide",
+    r"^rtn-3bit: layer_0/attention/key/kernel: per_block: .*of 48 do not",
+  ),
+  "no matching layer": (
+    lambda c, _: c.update(rules=[["conv", "weights"], ["", "keep"]]),
+    r"^config\.rules: no leaf gets \"weights\": \['conv'\] match none of \['",
+  ),
+  "task": (
+    lambda c, _: c.update(task="retreival"),
+    r"^config\.task: unknown task 'retreival'; did you mean 'retrieval'",
+  ),
+  "no task": (
+    lambda c, _: c.pop("task"),
+    r"^config\.task: unknown task None. Known: images, retrieval",
+  ),
+  "site": (
+    lambda c, _: c.update(CALIBRATED, acts={"int8": NEVER}),
+    r"^config\.acts\.int8\.rules: no site matches \['lm_head'\]; the sites are",
+  ),
+  "no batches": (
+    lambda c, _: c.update(sensitivity={"batches": 0}),
+    r"^config\.sensitivity\.batches: calibration takes at least 1 batch, got 0",
   ),
   "no rule": (_no_rule, r"^embeddings/position/embedding: matches no rule of"),
   "method": (
-    lambda c, _: c["sweep"].update(method=["rtn", "icqant"]),
-    r"^config\.weights\.method: unknown quantizer 'icqant'; did you mean",
+    lambda c, _: c["methods"].update(rtn="icqant"),
+    r"^config\.methods\.rtn: unknown quantizer 'icqant'; did you mean",
   ),
   "data argument": (
     lambda c, _: c["data"].update(batchsize=3),
@@ -307,7 +407,7 @@ def test_a_bug_keeps_its_traceback(config, tmp_path, monkeypatch):
   def compare(found, reference):
     raise ValueError("a bug")
 
-  monkeypatch.setattr(evaluate, "compare", compare)
+  monkeypatch.setattr(retrieval, "compare", compare)
   with pytest.raises(ValueError, match=r"^a bug$") as error:
     ptq.run(config, tmp_path / "run")
   assert not isinstance(error.value, configs.InputError)

@@ -10,15 +10,23 @@ CONFIG = {
     ["down", {"method": "rtn", "bits": 8}],
     ["kernel$", "weights"],
   ],
+  "methods": {
+    "rtn": {"method": "rtn", "symmetric": True},
+    "coded": {
+      "method": "icquant",
+      "inner": {"method": "lloyd"},
+      "ratio": 0.1,
+    },
+  },
   "weights": {
     "method": None,
     "bits": None,
     "granularity": ["per_channel", -1],
     "dtype": "float16",
   },
-  "sweep": {"method": ["rtn", "icquant"], "bits": [2, 4]},
-  "icquant": {"inner": {"method": "lloyd"}, "ratio": 0.1},
+  "sweep": {"rtn": {"bits": [2, 4]}, "coded": {"bits": [2, 4]}},
 }
+BLOCKS = ["per_output", ["per_block", -2, 32]]
 
 
 def _with(**changes):
@@ -35,23 +43,64 @@ def _names(config):
 
 
 def test_sweep_is_the_product_of_what_is_open():
-  assert _names(CONFIG) == [
-    "rtn-2bit",
-    "rtn-4bit",
-    "icquant-2bit",
-    "icquant-4bit",
+  assert _names(CONFIG) == ["rtn-2bit", "rtn-4bit", "coded-2bit", "coded-4bit"]
+  # What `weights` says counts more than the lists.
+  assert _names(_with(weights={"bits": 3})) == ["rtn-3bit", "coded-3bit"]
+  assert _names(_with(weights={"method": "coded"})) == [
+    "coded-2bit",
+    "coded-4bit",
   ]
-  assert _names(_with(weights={"bits": 3})) == ["rtn-3bit", "icquant-3bit"]
-  one = _with(weights={"method": "lloyd", "bits": 3})
-  [variant] = variants.variants(one)
-  assert variant[:3] == ("lloyd-3bit", "lloyd", 3)
+  [variant] = variants.variants(_with(weights={"method": "rtn", "bits": 3}))
+  assert variant[:3] == ("rtn-3bit", "rtn", 3)
+  assert not variant.sensitive
+
+
+def test_methods_have_lists_of_their_own():
+  sweep = {"rtn": {"granularity": BLOCKS, "bits": [8]}, "coded": {"bits": [2]}}
+  config = _with(sweep=sweep, weights={"granularity": None})
+  found = variants.variants(config)
+  assert [variant.name for variant in found] == [
+    *("rtn-8bit-per_output", "rtn-8bit-per_block_2_32", "coded-2bit"),
+  ]
+  words = ["per_output", "per_block(-2, 32)", ""]
+  assert [variant.granularity for variant in found] == words
+  w = jax.random.normal(jax.random.key(0), (64, 8))
+  scales = [
+    ql.quantize(variant.rules[2].quantizer, w).grid for variant in found[:2]
+  ]
+  assert [grid.scale.shape for grid in scales] == [(1, 8), (2, 8)]
+
+
+def test_a_method_of_one_variant_needs_no_list():
+  methods = {"rtn": {"method": "rtn", "bits": 5}}
+  config = _with(methods=methods)
+  config |= {"weights": {}, "sweep": {"rtn": {}}}
+  [variant] = variants.variants(config)
+  assert variant[:3] == ("rtn-5bit", "rtn", 5)
 
 
 def test_sweep_of_any_entry_names_it():
-  dtypes = {"dtype": ["float16", "float32"]}
+  sweep = {"rtn": {"dtype": ["float16", "float32"]}}
   weights = {"method": "rtn", "bits": 3, "dtype": None}
-  config = _with(weights=weights, sweep=dtypes)
+  config = _with(weights=weights, sweep=sweep)
   assert _names(config) == ["rtn-3bit-float16", "rtn-3bit-float32"]
+
+
+def test_sensitivity_and_acts_of_a_variant():
+  methods = {"rtn": {"method": "rtn", "sensitivity": True}}
+  acts = {"int8": {"rules": [["in$", ["rtn", 8]], ["", "keep"]], "batches": 1}}
+  config = _with(
+    methods=methods,
+    acts=acts,
+    sensitivity={"batches": 2},
+    weights={"method": "rtn", "bits": 4, "acts": None},
+    sweep={"rtn": {"acts": ["", "int8"]}},
+  )
+  found = variants.variants(config)
+  assert [variant.name for variant in found] == ["rtn-4bit", "rtn-4bit-int8"]
+  assert [variant.acts for variant in found] == ["", "int8"]
+  assert all(variant.sensitive for variant in found)
+  assert [rule.sensitive for rule in found[0].rules] == [False, False, True]
 
 
 def test_rules_place_the_quantizers():
@@ -66,7 +115,7 @@ def test_rules_place_the_quantizers():
   assert q.grid.grids[0].levels.shape == (1, 8, 16)
   rules = [placed[p] for p in ("up/kernel", "down/kernel", "up/bias")]
   assert [(r.method, r.bits, r.swept) for r in rules] == [
-    ("icquant", 4, True),
+    ("coded", 4, True),
     ("rtn", 8, False),
     ("keep", None, False),
   ]
@@ -86,7 +135,7 @@ def test_place_names_unused_rules_and_unmatched_leaves():
 
 
 WRONG = {
-  "section": (_with(icqant={}), r"^config\.icqant: .*did you mean 'icquant'"),
+  "section": (_with(wieghts={}), r"^config\.wieghts: .*did you mean 'weights'"),
   "no rules": (_with(rules=[]), r"^config\.rules: expected pairs .*got \[\]"),
   "no section": (
     {"rules": CONFIG["rules"]},
@@ -106,34 +155,79 @@ WRONG = {
     r"^config\.rules\[0\]\[1\]\.bits: expected an integer, got 2\.5",
   ),
   "method": (
-    _with(weights={"method": "icqant"}),
-    r"^config\.weights\.method: .*'icqant'; did you mean 'icquant'",
+    _with(weights={"method": "coted"}),
+    r"^config\.weights\.method: config\.methods has no 'coted'; did you mean",
   ),
   "method in the sweep": (
-    _with(sweep={"method": ["rtn", "x"]}),
-    r"^config\.weights\.method: unknown quantizer 'x'\. Known: keep",
+    _with(sweep={"x": {}}),
+    r"^config\.sweep\.x: config\.methods has no 'x'\. Known: rtn, coded$",
+  ),
+  "quantizer": (
+    _with(methods={"rtn": {"method": "rnt"}}),
+    r"^config\.methods\.rtn\.method: unknown quantizer 'rnt'; did you",
+  ),
+  "no call": (
+    _with(methods={"rtn": {"bits": 3}}),
+    r"^config\.methods\.rtn: a quantizer is a name, .* got \{'bits': 3\}",
   ),
   "bits": (
     _with(weights={"bits": "3"}),
     r"^config\.weights\.bits: expected an integer, got '3'",
   ),
   "method's argument": (
-    _with(icquant={"ratios": 0.1}),
-    r"^config\.icquant\.ratios: icquant has no .*did you mean 'ratio'",
+    _with(methods={"coded": {"method": "icquant", "ratios": 0.1}}),
+    r"^config\.methods\.coded\.ratios: icquant has no .*did you mean 'ratio'",
   ),
   "nothing to choose from": (
-    _with(sweep={"bits": []}),
-    r"^config\.weights\.bits: is None, and config\.sweep\.bits lists no",
+    _with(sweep={"rtn": {"bits": []}}),
+    r"^config\.sweep\.rtn\.bits: expected a list of values, got \[\]",
+  ),
+  "no lists": (
+    _with(sweep={"rtn": [3]}),
+    r"^config\.sweep\.rtn: expected a section of named values, got \[3\]",
+  ),
+  "no bits": (_with(sweep={"rtn": {}}), r"^config\.methods\.rtn: .*'bits'"),
+  "no sweep": (
+    {k: v for k, v in CONFIG.items() if k != "sweep"},
+    r"^config\.sweep: names no method$",
   ),
   "sweep of nothing": (
-    _with(sweep={"bit": [3]}),
-    r"^config\.sweep\.bit: .*did you mean 'bits'",
+    _with(sweep={"rtn": {"bit": [3]}}),
+    r"^config\.sweep\.rtn\.bit: .*did you mean 'bits'",
   ),
-  "twice": (_with(sweep={"bits": [3, 3]}), r"^config\.sweep: gives rtn-3bit"),
+  "twice": (
+    _with(sweep={"rtn": {"bits": [3, 3]}}),
+    r"^config\.sweep: gives rtn-3bit more than once",
+  ),
   # All rows of the sweep would be the same, under different names.
   "bits that do nothing": (
-    _with(icquant={"inner": {"method": "lloyd", "bits": 3}}),
+    _with(
+      methods={
+        "coded": {"method": "icquant", "inner": {"method": "lloyd", "bits": 3}}
+      }
+    ),
     r"^config\.weights\.bits: .*does not use it",
+  ),
+  "name": (
+    _with(methods={"a/b": "rtn"}, sweep={"a/b": {"bits": [3]}}),
+    r"^config\.methods: cannot name a folder 'a/b-3bit'; choose another name",
+  ),
+  "name that is taken": (
+    _with(methods={"float": "keep"}, sweep={"float": {}})
+    | {"weights": {"method": "float"}},
+    r"^config\.methods: cannot name a folder 'float'",
+  ),
+  "sensitivity": (
+    _with(methods={"rtn": {"method": "rtn", "sensitivity": 1}}),
+    r"^config\.methods\.rtn\.sensitivity: expected True or False, got 1",
+  ),
+  "no sensitivity": (
+    _with(methods={"rtn": {"method": "rtn", "sensitivity": True}}),
+    r"^config\.methods\.rtn\.sensitivity: needs the section config\.sens",
+  ),
+  "acts": (
+    _with(weights={"acts": "int8"}, acts={"int4": {}}),
+    r"^config\.weights\.acts: config\.acts has no 'int8'; did you mean 'int4'",
   ),
 }
 

@@ -18,6 +18,25 @@ def test_begin_compares_with_what_is_recorded(tmp_path, caplog):
     folder.begin({"x": {"y": 2}, "z": 3}, {"jax": "1"})
 
 
+def test_inputs_are_compared_with_what_is_recorded(tmp_path):
+  folder = workdir.Workdir(tmp_path)
+  folder.begin({}, {})
+  folder.expect({"data": "a"})
+  folder.expect({"data": "a"})
+  with pytest.raises(configs.InputError, match=r"run: data: 'a' -> 'b'"):
+    folder.expect({"data": "b"})
+
+
+def test_kept_is_computed_once(tmp_path):
+  place = tmp_path / "a" / "b"
+  found = [workdir.kept(place, lambda i=i: {"x": i}) for i in range(2)]
+  assert found == [{"x": 0}, {"x": 0}]
+  file = place / "tree.json"
+  file.write_text(file.read_text().replace("0", "1"))
+  with pytest.raises(configs.InputError, match=r"delete .*b to compute it"):
+    workdir.kept(place, dict)
+
+
 def test_damaged_record_is_named(tmp_path):
   folder = workdir.Workdir(tmp_path)
   folder.begin({}, {})

@@ -15,8 +15,8 @@ CONFIG = ROOT / "configs/ptq/minilm.py"
 
 
 MISTAKE = (
-  "error: config.icquant.inner.method: unknown quantizer 'lloid'; did you mean "
-  "'lloyd'? Known: keep, rtn, lloyd, icquant, easyquant"
+  "error: config.methods.icquant.inner.method: unknown quantizer 'lloid'; did "
+  f"you mean 'lloyd'? Known: {', '.join(configs.QUANTIZERS)}"
 )
 
 
@@ -58,17 +58,42 @@ def _launch(monkeypatch):
   return launch
 
 
-def test_config_is_the_promised_sweep():
-  spec = importlib.util.spec_from_file_location("minilm", CONFIG)
+def _module(file):
+  spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  return module
+
+
+def test_config_is_the_promised_sweep():
+  module = _module(CONFIG)
   found = variants.variants(configs.plain(module.get_config()))
-  assert [variant[1:3] for variant in found] == [
+  assert {variant[1:3] for variant in found} == {
     (method, bits)
     for bits in (2, 3, 4)
     for method in ("rtn", "easyquant", "icquant")
-  ]
+  }
   assert module.__doc__.count("launch.ptq") >= 1
+
+
+COMPARED = {
+  "rtn",
+  *("lloyd", "icquant", "easyquant", "splitquant", "clusterquant"),
+}
+
+
+@pytest.mark.parametrize("name", ["minilm", "repvgg"])
+def test_comparison_is_of_every_method_and_rate(name):
+  module = _module(ROOT / "configs/compare" / f"{name}.py")
+  job = ptq.read(configs.plain(module.get_config()))
+  bits = {}
+  for variant in job.variants:
+    bits.setdefault(variant.method, set()).add(variant.bits)
+  assert bits.keys() >= COMPARED | ({"cfws"} if name == "repvgg" else set())
+  assert all(bits[method] >= {2, 3, 4} for method in COMPARED)
+  assert len({v.granularity for v in job.variants}) >= 3
+  # Some of them, each on the leaves of the real model.
+  ptq.check(job, job.variants[::16])
 
 
 def test_one_variant_from_the_command_line(tmp_path):
@@ -83,11 +108,13 @@ def test_one_variant_from_the_command_line(tmp_path):
 
 
 def test_bad_input_is_one_line_and_exit_code_1(tmp_path):
-  run = _start(f"--workdir={tmp_path}", "--config.icquant.inner.method=lloid")
+  run = _start(
+    f"--workdir={tmp_path}", "--config.methods.icquant.inner.method=lloid"
+  )
   assert run.returncode == 1
   assert run.stdout == ""
   assert run.stderr.splitlines() == [MISTAKE]
-  run = _start("--config.icqant.ratio=0.1", "--dry_run")
+  run = _start("--config.methods.icqant.ratio=0.1", "--dry_run")
   assert run.returncode == 1
   assert run.stderr.count("\n") == 1
   assert "'icqant' Did you mean \"icquant\"" in run.stderr
@@ -111,11 +138,11 @@ def test_a_tuple_from_the_command_line(launch, tmp_path, capsys):
 
 def test_an_argument_that_the_file_does_not_list(launch, tmp_path):
   tiny = [*_tiny(tmp_path), "--config.weights.method=rtn", "--dry_run"]
-  launch(*tiny, "--config.rtn.estimator=('percentile', 99)")
+  launch(*tiny, "--config.methods.rtn.estimator=('percentile', 99)")
   with pytest.raises(
-    SystemExit, match=r"^error: config\.rtn\.estimator: .*mse"
+    SystemExit, match=r"^error: config\.methods\.rtn\.estimator: .*mse"
   ):
-    launch(*tiny, "--config.rtn.estimator=msee")
+    launch(*tiny, "--config.methods.rtn.estimator=msee")
   with pytest.raises(
     SystemExit, match=r"^error: config\.weights\.bitz: .*bits"
   ):

@@ -1,56 +1,32 @@
-"""Runs any linen model from packed weights, through flax's own interceptor.
+"""Runs modules from packed weights, through flax's own interceptor.
 
-A module that would read a quantized parameter is run once more on its own, with
-a placeholder in that parameter's place and flax's hook for the product set to
+A product reads its kernel packed: the module runs once more on its own, with a
+placeholder in the kernel's place and flax's hook for the product set to
 `kernels.ops`. So its dtype promotion, bias and padding stay flax's. Nothing
 reads the placeholder, and under `jit` it is never made.
+
+Any other module that owns a quantized parameter sees it dequantized, through
+flax's own `nn.map_variables`: it keeps its path, its random streams and its
+mutable collections.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from quantlab.core import qtensor
 from quantlab.kernels import ops
 
-Array = jax.Array
-PyTree = Any
 
-
-def apply(
-  model: nn.Module, variables: PyTree, *args: Any, **kwargs: Any
+def intercept(
+  next_method: Callable[..., Any],
+  args: tuple[Any, ...],
+  kwargs: Mapping[str, Any],
+  context: nn.module.InterceptorContext,
 ) -> Any:
-  """`model.apply(variables, *args, **kwargs)`, with quantized parameters.
-
-  Dense, DenseGeneral, Conv, Einsum and Embed, and so the recurrent cells and
-  attention made of them, send their products to `kernels.ops`. Any other module
-  that owns a quantized parameter gets it dequantized.
-
-  Args:
-    model: an unbound linen module.
-    variables: its variables; any parameter may be quantized.
-    *args: of the model's method.
-    **kwargs: of `model.apply`, such as `method`, `rngs`, `mutable`.
-
-  Returns:
-    What `model.apply` returns.
-
-  Example:
-    >>> import quantlab as ql
-    >>> model = nn.Dense(8)
-    >>> params = model.init(jax.random.key(0), jnp.ones((1, 32)))["params"]
-    >>> plan = ql.by_path([("bias", ql.keep()), ("kernel", ql.rtn(8))])
-    >>> packed = ql.quantize(plan, params)
-    >>> apply(model, {"params": packed}, jnp.ones((1, 32))).shape
-    (1, 8)
-  """
-  with nn.intercept_methods(_intercept):
-    return model.apply(variables, *args, **kwargs)
-
-
-def _intercept(next_method, args, kwargs, context):
+  """An interceptor of module calls; see `flax.linen.intercept_methods`."""
   module, method = context.module, context.method_name
   variables = dict(module.variables) if module.scope is not None else {}
   params = variables.get("params", {})
@@ -61,20 +37,41 @@ def _intercept(next_method, args, kwargs, context):
     return next_method(*args, **kwargs)
   if method == "setup":
     # Reading the parameter here would fail flax's shape check. The method that
-    # follows runs on a module of its own, and so does its setup.
+    # follows runs on a copy of the module, and so does its setup.
     return None
   if method == "__call__" and type(module) in _PRODUCTS:
     product = _PRODUCTS[type(module)]
     return product(module, packed, variables, *args, **kwargs)
-  held = {name: w.dequantize() for name, w in packed.items()}
-  return _rerun(module, variables, held, method, *args, **kwargs)
+  return _dequantized(module, params.keys(), method, *args, **kwargs)
 
 
-def _rerun(module, variables, held, method, *args, hooks=None, **kwargs):
-  """Runs a method of a detached copy of a module, with some params replaced."""
-  copy = module.clone(parent=None, name=None, **(hooks or {}))
+def _dequantized(module, names, method, *args, **kwargs):
+  """Runs a method of a module that sees its own parameters dequantized."""
+
+  def run(module, *args, **kwargs):
+    return getattr(module, method)(*args, **kwargs)
+
+  def plain(variables):
+    params = variables.get("params", {})
+    if params.keys() != names:  # of a module in a field of this one
+      return variables
+    return {**variables, "params": _own_dequantized(params)}
+
+  return nn.map_variables(run, "params", plain)(module, *args, **kwargs)
+
+
+def _own_dequantized(params):
+  return {
+    name: w.dequantize() if qtensor.is_quantized(w) else w
+    for name, w in params.items()
+  }
+
+
+def _alone(module, variables, held, hooks, *args, **kwargs):
+  """Calls a detached copy of a module, with hooks and some params replaced."""
+  copy = module.clone(parent=None, name=None, **hooks)
   variables = {**variables, "params": {**variables["params"], **held}}
-  return copy.apply(variables, *args, method=method, **kwargs)
+  return copy.apply(variables, *args, **kwargs)
 
 
 def _with_hook(name: str, op: Any) -> Any:
@@ -89,10 +86,7 @@ def _with_hook(name: str, op: Any) -> Any:
       # flax has promoted the placeholder to the type to compute in.
       return op(x, w, *args, dtype=placeholder.dtype, **kwargs)
 
-    hooks = {name: hook}
-    return _rerun(
-      module, variables, held, "__call__", *args, hooks=hooks, **kwargs
-    )
+    return _alone(module, variables, held, {name: hook}, *args, **kwargs)
 
   return product
 
@@ -125,7 +119,7 @@ def _embed(module, packed, variables, inputs):
   return rows if module.dtype is None else rows.astype(module.dtype)
 
 
-_PRODUCTS = {
+_PRODUCTS: dict[type[nn.Module], Callable[..., Any]] = {
   nn.Dense: _with_hook("dot_general", ops.dot_general),
   nn.DenseGeneral: _with_hook("dot_general", ops.dot_general),
   nn.Conv: _with_hook("conv_general_dilated", ops.conv),

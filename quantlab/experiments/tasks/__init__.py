@@ -1,0 +1,9 @@
+"""Tasks: what models are judged on, one file each; `table` lists them.
+
+base:       what a task is, and what the job asks of it.
+retrieval:  sentence encoders that find the answer to a query.
+images:     image classifiers.
+table:      the tasks by the name that a config gives them.
+
+To add one, write a file that ends in a `base.Kind`, and a line in `table`.
+"""
