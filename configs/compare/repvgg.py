@@ -14,15 +14,7 @@ The first layer and the classifier have 8 bits in all variants, as is usual.
 Left out, because it cannot pay: tables at 8 bits, whose 256 levels for a row
 of 288 weights take more than the codes.
 
-The paper's own model, whose INT8 top-1 it reports as 0.3 % below the float
-model's (74.5 %), needs network and ImageNet. Its 50,000 validation images are
-one split there; the first thousand calibrate:
-
-  python -m launch.ptq --config=configs/compare/repvgg.py \
-    --workdir=runs/compare-repvgg-a1 \
-    --config.model.path=timm/repvgg_a1.rvgg_in1k \
-    --config.data.source='hf://datasets/ILSVRC/imagenet-1k/data/val*.parquet' \
-    --config.data.split='train[1024:]' --config.data.train='train[:1024]'
+The paper's own model and data: configs/published/cfws_repvgg.py.
 """
 
 import ml_collections

@@ -70,7 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.acts = {
     "minmax": calibrated(largest),
     "kl": calibrated(by_histogram("kl")),
-    "improved-kl": calibrated(by_histogram("kl_improved")),
+    "kl_improved": calibrated(by_histogram("kl_improved")),
   }
   config.methods = {
     "plain": rtn,
@@ -88,8 +88,8 @@ def get_config() -> ml_collections.ConfigDict:
     "dtype": "float32",
   }
   # Without `acts` it is the weights alone.
-  every = {"acts": ("", "minmax", "kl", "improved-kl")}
-  improved = {"acts": ("improved-kl",)}
+  every = {"acts": ("", "minmax", "kl", "kl_improved")}
+  improved = {"acts": ("kl_improved",)}
   config.sweep = {
     "plain": every,
     "cfws": {**every},

@@ -145,12 +145,13 @@ def calibrate(
     with configs.explained():
       spare = task.spare(acts.batches)
     _LOG.info("acts %s: %d batches, none evaluated", name, len(spare))
+    args = [batch.args for batch in spare]
     return ql.calibrate(
       task.model,
       {"params": task.params},
-      [batch.args for batch in spare],
+      args,
       acts.plan,
-      track=track,
+      track=lambda _, text: track(args, text),
     )
 
   return workdir.kept(folder.root / "acts" / name, compute)

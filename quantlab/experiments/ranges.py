@@ -45,7 +45,7 @@ CHOICES = (
   Choice(
     "percentile(99.99)",
     ql.percentile(99.99),
-    "8 bits, when a search is too slow",
+    "8 bits, when a search is too slow and outliers are noise",
   ),
   Choice("mse", ql.mse, "by default"),
   Choice(

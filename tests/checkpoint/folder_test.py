@@ -34,6 +34,8 @@ QUANTIZERS = {
   "icquant": ql.icquant(ql.rtn(2)),
   "easyquant": ql.easyquant(4),
   "stacked": ql.stacked(ql.rtn(4)),
+  "labelled": ql.icquant(ql.clusterquant(ql.rtn(2))),
+  "window": ql.cfws(),
 }
 
 
@@ -60,6 +62,9 @@ def params():
 
 
 TREES = {
+  "observed": lambda: ql.tracked(
+    ql.histogram(bins=4), ql.INT8, ql.per_tensor
+  ).init(jnp.ones((2, 3))),
   "nested": lambda: [{"b": (2.5, None), "": [], "a": {}}, {3: "text"}],
   "nothing": lambda: None,
   "leaf": lambda: jnp.arange(3.0),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import quantlab as ql
 from quantlab.core import gaps
 
 # ICQuant: index-code golden vectors, flag = 0.
@@ -146,3 +147,162 @@ def test_damaged_stream_decodes_without_error():
 def test_refuses_other_widths(bits):
   with pytest.raises(ValueError, match=f"bits={bits}"):
     gaps.encode(jnp.array([[1]]), 8, bits)
+
+
+def test_shuffle_is_one_fixed_permutation():
+  # Checkpoints hold shuffled positions: this order can never change.
+  golden = [0, 86, 124, 170, 258, 289, 333, 487, 726, 766]
+  assert gaps.shuffle(jnp.arange(10), 1000).tolist() == golden
+  every = [int(gaps.shuffle(jnp.array([i]), 300)[0]) for i in range(300)]
+  assert sorted(every) == list(range(300))
+  assert np.mean(np.abs(np.array(every) - np.arange(300))) > 75  # far apart
+
+
+@hypothesis.given(dim=st.integers(1, 300), data=st.data())
+def test_unshuffle_is_the_inverse(dim, data):
+  marks = data.draw(st.integers(0, dim))
+  rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+  positions = np.array(
+    [np.sort(rng.permutation(dim)[:marks]) for _ in range(3)], np.int32
+  ).reshape(3, marks)
+  moved = gaps.shuffle(jnp.asarray(positions), dim)
+  assert bool(jnp.all(jnp.diff(moved, axis=1) > 0))
+  assert bool(jnp.all((moved >= 0) & (moved < dim)))
+  np.testing.assert_array_equal(gaps.unshuffle(moved, dim), positions)
+
+
+def test_unshuffle_leaves_damaged_positions_outside():
+  at = jnp.array([-9, -1, 3, 16, 2**30])
+  out = gaps.unshuffle(at, 16)
+  assert sorted(out.tolist()) == out.tolist()
+  assert {-9, -1, 16, 2**30} < set(out.tolist())
+  assert sum(0 <= i < 16 for i in out.tolist()) == 1
+
+
+def _with_counts(counts, dim):
+  """Positions with given counts in the groups of columns."""
+  starts = np.flatnonzero(np.diff(np.arange(dim) * 16 // dim, prepend=-1))
+  rows = [
+    np.concatenate([s + np.arange(n) for s, n in zip(starts, row, strict=True)])
+    for row in counts
+  ]
+  return np.array(rows, np.int32)
+
+
+def test_chi_square_golden_vector():
+  # 32 columns in 16 pairs, 16 marks: one is expected in each.
+  at = _with_counts([[2, 0] + [1] * 14, [1] * 16, [2, 0] * 8], 32)
+  found = gaps.chi_square(jnp.asarray(at), 32)
+  np.testing.assert_allclose(found, np.array([2, 0, 16]) * 31 / 16, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [4096, 1000, 33])
+def test_mean_of_chi_square_is_its_freedom(dim):
+  rng = np.random.default_rng(0)
+  sizes = np.bincount(np.arange(dim) * 16 // dim)
+  counts = rng.multivariate_hypergeometric(sizes, dim // 5, 4000)
+  found = gaps.chi_square(jnp.asarray(_with_counts(counts, dim)), dim)
+  error = float(jnp.std(found)) / 4000**0.5
+  assert float(jnp.mean(found)) == pytest.approx(15, abs=4 * error)
+
+
+def test_level_of_the_uniformity_test():
+  # The 95 % point of chi-square with 15 degrees of freedom.
+  critical, dim, marks = 24.996, 4096, 205
+  rng = np.random.default_rng(1)
+  counts = rng.multivariate_hypergeometric([256] * 16, marks, 20000)
+  found = gaps.chi_square(jnp.asarray(_with_counts(counts, dim)), dim)
+  plain = found * (dim - marks) / (dim - 1)
+  assert 0.029 <= float(jnp.mean(plain > critical)) <= 0.040
+  # Of 20 000 rows: four standard errors.
+  assert float(jnp.mean(found > critical)) == pytest.approx(0.05, abs=0.0062)
+
+
+@pytest.mark.parametrize(
+  ("dim", "marks", "rows", "most"),
+  [(4096, 205, 1, 0.02), (1024, 80, 16, 0.02), (96, 13, 20, 0.02)],
+)
+def test_uniform_positions_are_seldom_called_uneven(dim, marks, rows, most):
+  rng = np.random.default_rng(2)
+  sizes = np.bincount(np.arange(dim) * 16 // dim)
+  counts = rng.multivariate_hypergeometric(sizes, marks, (1000 * rows))
+  at = jnp.asarray(_with_counts(counts, dim)).reshape(1000, rows, marks)
+  found = jax.vmap(lambda p: gaps.uneven(p, dim))(at)
+  assert found.dtype == bool
+  # A level of 1 %, and four standard errors of 1000 draws.
+  assert float(jnp.mean(found)) < 0.01 + 4 * 0.0032
+  assert most == 0.02
+
+
+def test_clumped_positions_are_called_uneven():
+  weight = jnp.ones(4096).at[:205].set(20.0)
+  positions = _drawn(jax.random.key(1), 8, 4096, 205, weight)
+  assert gaps.uneven(positions, 4096)
+  assert not gaps.uneven(gaps.shuffle(positions, 4096), 4096)
+  # Each row alone would hardly tell, together they do.
+  weight = jnp.ones(4096).at[:256].set(1.4)
+  positions = _drawn(jax.random.key(1), 256, 4096, 205, weight)
+  alone = [bool(gaps.uneven(row[None], 4096)) for row in positions[:16]]
+  assert gaps.uneven(positions, 4096)
+  assert np.mean(alone) < 0.5
+
+
+@pytest.mark.parametrize(
+  ("dim", "marks"), [(4096, 0), (64, 64), (31, 5), (1, 1), (2, 1)]
+)
+def test_nothing_to_test_is_not_uneven(dim, marks):
+  positions = jnp.broadcast_to(jnp.arange(marks), (3, marks))
+  assert not gaps.uneven(positions, dim)
+
+
+def test_the_fixed_permutation_restores_the_cost():
+  weight = jnp.ones(4096).at[:205].set(20.0)
+  positions = _drawn(jax.random.key(1), 400, 4096, 205, weight)
+  assert _mean_bits(positions, 4096, 6) == pytest.approx(0.330, abs=2e-3)
+  spread = gaps.shuffle(positions, 4096)
+  assert _mean_bits(spread, 4096, 6) == pytest.approx(0.3125, abs=2e-3)
+
+
+def test_best_bits_of_a_row_is_the_cheapest():
+  for ratio, dim in itertools.product((0.02, 0.1, 0.3), (96, 1024)):
+    best = gaps.best_bits(ratio, dim)
+    cost = [gaps.expected_bits(ratio, bits, dim) for bits in range(1, 9)]
+    assert cost[best - 1] == min(cost)
+
+
+@pytest.mark.parametrize("dim", [1024, 4096, 16384])
+def test_best_ratio_is_within_the_papers_settings(dim):
+  assert 0.05 <= gaps.best_ratio(dim) <= 0.0825
+
+
+def _bits_saved(w, ratio, bits):
+  """Bits that a ratio saves on the rows of w, its own cost taken off."""
+
+  def error(quantizer):
+    out = ql.dequantize(ql.quantize(quantizer, w))
+    return float(jnp.mean((out - w) ** 2))
+
+  ours = error(ql.icquant(ql.rtn(bits), ratio=ratio))
+  gain = math.log2(error(ql.rtn(bits)) / ours) / 2
+  width = gaps.best_bits(ratio)
+  return gain - gaps.expected_bits(ratio, width, w.shape[0])
+
+
+def test_best_ratio_is_best_on_gaussian_rows():
+  w = jax.random.normal(jax.random.key(0), (2048, 64))
+  best = gaps.best_ratio(2048)
+  saved = {
+    ratio: _bits_saved(w, ratio, 4)
+    for ratio in (best / 3, best / 1.6, best, best * 1.6, best * 3)
+  }
+  # Flat around the optimum.
+  assert saved[best] > max(saved.values()) - 0.02
+  assert saved[best] > saved[best / 3] + 0.02
+  assert saved[best] > saved[best * 3] + 0.02
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 7, 16, 40])
+def test_short_rows_have_a_ratio_too(dim):
+  ratio = gaps.best_ratio(dim)
+  assert 0 < ratio <= 0.3
+  assert 0 <= gaps.num_marks(ratio, dim) <= dim

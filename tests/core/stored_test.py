@@ -1,9 +1,13 @@
+import dataclasses
+
+import hypothesis
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantlab.core import stored
+from quantlab.core import gaps, stored
 
 
 @pytest.mark.parametrize("axes", [(-1,), (-2,), (-3, -2), (-3, -1)])
@@ -91,3 +95,193 @@ def test_sparse_is_exact():
   sparse = stored.Sparse.from_dense(x, x != 0)
   assert sparse.index.dtype == jnp.uint32
   np.testing.assert_array_equal(sparse.dequantize(), x)
+
+
+@hypothesis.given(
+  radix=st.integers(2, 256), size=st.integers(1, 100), data=st.data()
+)
+def test_digits_roundtrip_of_every_radix(radix, size, data):
+  rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+  labels = rng.integers(0, radix, (size, 3))
+  labels[-1] = radix - 1
+  digits = stored.Digits.pack(jnp.asarray(labels, jnp.uint8), radix, (-2,))
+  found = digits.unpack()
+  assert found.dtype == jnp.uint8
+  np.testing.assert_array_equal(found, labels)
+  assert digits.shape == (size, 3)
+  # As many digits to a word as fit: the largest m with radix**m <= 2**32.
+  per_word = next(m for m in range(32, 0, -1) if radix**m <= 2**32)
+  assert digits.words.shape == (-(-size // per_word), 3)
+
+
+@pytest.mark.parametrize(
+  ("radix", "per_word"),
+  [(2, 32), (3, 20), (4, 16), (5, 13), (6, 12), (16, 8), (17, 7), (256, 4)],
+)
+def test_digits_that_fill_their_words(radix, per_word):
+  # Every digit at its largest: the word is radix**m - 1, with no carry lost.
+  labels = jnp.full((2 * per_word, 1), radix - 1)
+  digits = stored.Digits.pack(labels, radix, (-2,))
+  assert digits.words.ravel().tolist() == [radix**per_word - 1] * 2
+  np.testing.assert_array_equal(digits.unpack(), labels)
+
+
+def test_digit_m_of_word_w_is_element_m_times_words_plus_w():
+  labels = jnp.array([1, 2, 0, 0, 2]).reshape(5, 1)
+  words = stored.Digits.pack(jnp.tile(labels, (8, 1)), 3, (-2,)).words
+  expected = [0, 0]
+  for element, label in enumerate(jnp.tile(labels, (8, 1)).ravel().tolist()):
+    expected[element % 2] += label * 3 ** (element // 2)
+  assert words.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+  "axes", [(-1,), (-2,), (-3, -2), (-3, -1), (-3, -2, -1), (-3,)]
+)
+@pytest.mark.parametrize("radix", [3, 6])
+def test_digits_along_any_axes(axes, radix):
+  shape = (4, 30, 6)
+  labels = jax.random.randint(jax.random.key(0), shape, 0, radix)
+  digits = stored.Digits.pack(labels, radix, axes)
+  assert digits.shape == shape
+  np.testing.assert_array_equal(digits.unpack(), labels)
+  # Words stand where the last of the folded axes stood.
+  rest = [n for i, n in enumerate(shape) if i - 3 not in axes]
+  assert digits.words.ndim == len(rest) + 1
+  np.testing.assert_array_equal(jax.jit(lambda d: d.unpack())(digits), labels)
+
+
+def test_digits_gain_and_lose_leading_axes():
+  labels = jax.random.randint(jax.random.key(0), (3, 50, 6), 0, 3)
+  digits = jax.vmap(lambda x: stored.Digits.pack(x, 3, (-2,)))(labels)
+  assert digits.shape == (3, 50, 6)
+  np.testing.assert_array_equal(digits.unpack(), labels)
+  np.testing.assert_array_equal(jax.vmap(lambda d: d.unpack())(digits), labels)
+  one = jax.tree.map(lambda leaf: leaf[1], digits)
+  np.testing.assert_array_equal(one.unpack(), labels[1])
+  # Packed as a stack at once, the words still belong to one slice each.
+  digits = stored.Digits.pack(labels, 3, (-2,))
+  one = jax.tree.map(lambda leaf: leaf[1], digits)
+  np.testing.assert_array_equal(one.unpack(), labels[1])
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (3, 50, 5)])
+def test_a_slice_through_digits_is_refused(shape):
+  digits = stored.Digits.pack(jnp.zeros(shape, int), 3, (-3, -2, -1))
+  with pytest.raises(ValueError, match=r"do not hold \d+ .*sliced"):
+    jax.tree.map(lambda leaf: leaf[0], digits).unpack()
+
+
+@pytest.mark.parametrize("radix", [-3, 0, 1, 257])
+def test_digits_refuse_other_bases(radix):
+  with pytest.raises(ValueError, match=f"base of 2 to 256, got radix={radix}"):
+    stored.Digits.pack(jnp.zeros((4, 1), int), radix, (-2,))
+
+
+def test_a_pair_names_both_labels():
+  first = jax.random.randint(jax.random.key(0), (40, 3), 0, 2)
+  second = jax.random.randint(jax.random.key(1), (40, 3), 0, 5)
+  forms = [lambda x, _: x, lambda x, n: stored.Digits.pack(x, n, (-2,))]
+  for pack in forms:
+    pair = stored.Pair(pack(first, 2), pack(second, 5), 5)
+    np.testing.assert_array_equal(pair.unpack(), 5 * first + second)
+  assert pair.axes == (-2,)
+  mapped = jax.vmap(lambda p: p.unpack(), in_axes=-1, out_axes=-1)(
+    stored.Pair(first[:, None], second[:, None], 5)
+  )
+  np.testing.assert_array_equal(mapped[:, 0], 5 * first + second)
+
+
+def test_a_pair_of_marks_and_labels():
+  marks = _marks((5,), (40,), (-2,), 4)
+  inner = jax.random.randint(jax.random.key(1), (40, 5), 0, 3)
+  expected = 3 * marks.unpack().astype(int) + inner
+  for first in (marks, stored.GapCoded.encode(marks, 3)):
+    pair = stored.Pair(first, stored.Digits.pack(inner, 3, (-2,)), 3)
+    np.testing.assert_array_equal(pair.unpack(), expected)
+    assert pair.axes == marks.axes
+
+
+def _clumped(outer, dims, axes, count):
+  """Marks that all stand at the start of their rows."""
+  at = jnp.broadcast_to(jnp.arange(count), (*outer, count))
+  return stored.Marks(at.astype(jnp.int32), axes, dims)
+
+
+@pytest.mark.parametrize("shuffled", [True, False, None])
+@pytest.mark.parametrize(
+  ("outer", "dims", "axes"),
+  [((128,), (40,), (-2,)), ((2, 6), (3, 3, 5), (-4, -3, -2))],
+)
+def test_shuffled_roundtrip(shuffled, outer, dims, axes):
+  if outer == (2, 6):
+    axes = (-5, -4, -2)
+  for marks in (_marks(outer, dims, axes, 7), _clumped(outer, dims, axes, 7)):
+    coded = stored.GapCoded.encode(marks, 3, shuffled)
+    np.testing.assert_array_equal(coded.decode().positions, marks.positions)
+    np.testing.assert_array_equal(coded.trim().unpack(), marks.unpack())
+    under_jit = jax.jit(lambda m: stored.GapCoded.encode(m, 3, shuffled))(marks)
+    np.testing.assert_array_equal(under_jit.symbols.words, coded.symbols.words)
+
+
+def test_a_test_decides_whether_to_shuffle():
+  outer, dims, axes = (128,), (400,), (-2,)
+  even = stored.GapCoded.encode(_marks(outer, dims, axes, 20), 4)
+  clumped = stored.GapCoded.encode(_clumped(outer, dims, axes, 20), 4)
+  assert not even.shuffled
+  assert clumped.shuffled
+  assert clumped.shuffled.dtype == bool
+  # The flag is the only price, one byte.
+  assert clumped.shuffled.shape == ()
+  as_is = stored.GapCoded.encode(_clumped(outer, dims, axes, 20), 4, False)
+  np.testing.assert_array_equal(as_is.unpack(), clumped.unpack())
+
+
+def test_shuffling_makes_clumps_cheap():
+  # 16 marks, all in the last eighth of a row: long gaps first.
+  at = 896 + 8 * jnp.arange(16)
+  marks = stored.Marks(
+    jnp.broadcast_to(at, (128, 16)).astype(jnp.int32), (-2,), (1024,)
+  )
+  width = gaps.best_bits(16 / 1024)
+
+  def size(shuffled):
+    coded = stored.GapCoded.encode(marks, width, shuffled).trim()
+    return coded.symbols.words.size
+
+  assert size(True) < 0.95 * size(False)
+  assert size(None) == size(True)
+
+
+def test_each_slice_of_a_stack_decides_for_itself():
+  dims, axes = (400,), (-2,)
+  slices = [_marks((64,), dims, axes, 20), _clumped((64,), dims, axes, 20)]
+  stack = jax.tree.map(lambda *x: jnp.stack(x), *slices)
+  coded = jax.vmap(lambda m: stored.GapCoded.encode(m, 4))(stack)
+  assert coded.shuffled.tolist() == [False, True]
+  expected = jnp.stack([m.unpack() for m in slices])
+  np.testing.assert_array_equal(coded.unpack(), expected)
+  np.testing.assert_array_equal(coded.trim().unpack(), expected)
+  mapped = jax.vmap(lambda c: c.unpack())(coded)
+  np.testing.assert_array_equal(mapped, expected)
+  for i in range(2):
+    one = jax.tree.map(lambda leaf, i=i: leaf[i], coded)
+    np.testing.assert_array_equal(one.unpack(), expected[i])
+  _, scanned = jax.lax.scan(lambda c, x: (c, x.unpack()), 0, coded)
+  np.testing.assert_array_equal(scanned, expected)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_damaged_gap_code_marks_only_places_of_the_row(shuffled):
+  marks = _marks((4,), (40,), (-2,), 6)
+  coded = stored.GapCoded.encode(marks, 3, shuffled)
+  words = coded.symbols.words
+  for bit in range(0, words.size * 32, 7):
+    flip = jnp.uint32(1) << jnp.uint32(bit % 32)
+    broken = words.at[0, bit // 32].set(words[0, bit // 32] ^ flip)
+    damaged = dataclasses.replace(
+      coded, symbols=dataclasses.replace(coded.symbols, words=broken)
+    )
+    plane = damaged.unpack()
+    assert plane.shape == (40, 4)
+    assert int(jnp.max(jnp.sum(plane, axis=0))) <= 6

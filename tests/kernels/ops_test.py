@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,18 +38,10 @@ def test_dot_has_a_gradient_for_the_activation(form):
 
 
 @ALL
-def test_einsum_and_conv(form):
+def test_einsum(form):
   out = ops.einsum("abk,kn->nab", X, FORMS[form])
   expected = jnp.einsum("abk,kn->nab", X, _dense(form))
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-  args = ((1,), "VALID")
-  out = ops.conv(
-    X.reshape(2, 64, 3)[..., :1],
-    W[:, None, :],
-    *args,
-    dimension_numbers=("NWC", "WIO", "NWC"),
-  )
-  assert out.shape == (2, 1, 24)
 
 
 def test_dot_shows_both_shapes():
@@ -87,3 +81,153 @@ def test_take_does_not_decode_the_table():
   )
   compiled = jax.jit(ops.take).lower(table, jnp.array([1])).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64
+
+
+KERNEL = jax.random.normal(jax.random.key(3), (3, 3, 8, 12))
+KERNEL = KERNEL.at[1, 1].multiply(9)
+METHODS = {
+  "affine": ql.rtn(3),
+  "codebook": ql.lloyd(2),
+  "labelled": ql.clusterquant(ql.rtn(2)),
+  "gap_coded": ql.icquant(ql.rtn(2)),
+  "sum": ql.splitquant(ql.rtn(2, exact_zero=True)),
+  "exact": ql.easyquant(4, sigmas=2.0, steps=3),
+  "window": ql.cfws(),
+  "window_inside": ql.exact_outliers(ql.cfws()),
+}
+NHWC = ("NHWC", "HWIO", "NHWC")
+IMAGE = jax.random.normal(jax.random.key(4), (2, 9, 8, 8))
+
+
+@functools.cache
+def _kernel(form):
+  return ql.quantize(METHODS[form], KERNEL)
+
+
+def _conv(x, w, strides=(1, 1), padding="SAME", **kwargs):
+  kwargs = {"dimension_numbers": NHWC, **kwargs}
+  out = ops.conv(x, w, strides, padding, precision="highest", **kwargs)
+  expected = jax.lax.conv_general_dilated(
+    x, ql.dequantize(w), strides, padding, precision="highest", **kwargs
+  )
+  assert out.shape == expected.shape
+  assert out.dtype == expected.dtype
+  most = float(jnp.max(jnp.abs(expected)))
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6 * most)
+
+
+@pytest.mark.parametrize("form", METHODS)
+def test_conv_is_that_of_the_dense_kernel(form):
+  _conv(IMAGE, _kernel(form), (2, 1))
+
+
+def test_conv_of_arrays_windows_alone_and_many():
+  q = _kernel("window")
+  for w in (KERNEL, q.parts[0], ql.Sum((q, *q.parts, q.parts[0]))):
+    _conv(IMAGE, w)
+
+
+PADDINGS = ["SAME", "VALID", "SAME_LOWER", [(0, 0), (0, 0)], [(2, 0), (1, 3)]]
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("dilation", [None, (2, 1)])
+def test_conv_with_a_window_of_the_kernel(padding, strides, dilation):
+  _conv(IMAGE, _kernel("window"), strides, padding, rhs_dilation=dilation)
+
+
+@pytest.mark.parametrize(
+  ("dims", "size", "start"),
+  [
+    ((3, 3), (1, 1), (0, 2)),  # any tap
+    ((5, 3), (2, 3), (1, 0)),  # any window
+    ((4, 2), (3, 1), (1, 1)),  # of an even kernel
+    ((3, 3), (3, 3), (0, 0)),  # all of it
+  ],
+)
+@pytest.mark.parametrize(
+  "padding", ["SAME", "VALID", [(1, 2), (0, 4)]], ids=str
+)
+def test_conv_with_any_window(dims, size, start, padding):
+  part = jax.random.normal(jax.random.key(5), (*size, 8, 12))
+  window = ql.Window(ql.lift(part), (*start, 0, 0), (*dims, 8, 12))
+  rest = ql.lift(jax.random.normal(jax.random.key(6), (*dims, 8, 12)))
+  _conv(IMAGE, ql.Sum((rest, window)), (2, 1), padding, rhs_dilation=(1, 2))
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_conv_in_groups(groups):
+  w = jax.random.normal(jax.random.key(7), (3, 3, 8 // groups, 16))
+  w = w.at[1, 1].multiply(9)
+  q = ql.quantize(ql.cfws(), w)
+  for strides in ((1, 1), (2, 2)):
+    _conv(IMAGE, q, strides, feature_group_count=groups)
+
+
+def test_conv_of_dilated_inputs():
+  for padding in ([(1, 1), (1, 1)], [(0, 0), (2, 0)]):
+    _conv(IMAGE, _kernel("window"), (1, 1), padding, lhs_dilation=(2, 1))
+
+
+def test_conv_in_other_layouts_and_ranks():
+  q = _kernel("window")
+  swapped = ql.Window(
+    ql.lift(q.parts[0].part.dequantize().transpose(3, 2, 0, 1)),
+    (0, 0, 1, 1),
+    (12, 8, 3, 3),
+  )
+  x = IMAGE.transpose(0, 3, 1, 2)
+  _conv(x, swapped, (2, 2), dimension_numbers=("NCHW", "OIHW", "NCHW"))
+  _conv(x, swapped, (2, 2), dimension_numbers=None)
+  for rank, letters in ((1, "W"), (3, "DHW")):
+    w = jax.random.normal(jax.random.key(8), (*(3,) * rank, 4, 6))
+    x = jax.random.normal(jax.random.key(9), (2, *(7,) * rank, 4))
+    numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    q = ql.quantize(ql.cfws(), w)
+    _conv(x, q, (2,) * rank, dimension_numbers=numbers)
+
+
+def test_a_window_of_the_channels_is_no_window_of_space():
+  part = jax.random.normal(jax.random.key(5), (3, 3, 4, 12))
+  window = ql.Window(ql.lift(part), (0, 0, 2, 0), (3, 3, 8, 12))
+  _conv(IMAGE, window)
+  _conv(IMAGE, ql.Sum((ql.lift(jnp.ones((3, 3, 8, 12))), window)))
+
+
+@pytest.mark.parametrize("form", ["window", "window_inside"])
+def test_the_centre_tap_runs_as_a_1x1_convolution(form):
+  def run(x, w):
+    return ops.conv(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+
+  program = jax.make_jaxpr(run)(IMAGE, _kernel(form))
+  shapes = [
+    equation.invars[1].aval.shape
+    for equation in program.eqns
+    if equation.primitive.name == "conv_general_dilated"
+  ]
+  assert sorted(shapes) == [(1, 1, 8, 12), (3, 3, 8, 12)]
+
+
+@pytest.mark.parametrize("form", ["window", "affine"])
+def test_conv_computes_in_the_type_it_is_told(form):
+  x = IMAGE.astype(jnp.bfloat16)
+  args = ((1, 1), "SAME")
+  out = ops.conv(x, _kernel(form), *args, dimension_numbers=NHWC)
+  assert out.dtype == jnp.float32
+  out = ops.conv(
+    x, _kernel(form), *args, dimension_numbers=NHWC, dtype=jnp.bfloat16
+  )
+  assert out.dtype == jnp.bfloat16
+
+
+def test_conv_has_gradients():
+  def loss(conv, w):
+    def total(x):
+      return jnp.sum(conv(x, w, (2, 2), "SAME", dimension_numbers=NHWC) ** 2)
+
+    return jax.grad(total)(IMAGE)
+
+  q = _kernel("window")
+  dense = loss(jax.lax.conv_general_dilated, q.dequantize())
+  np.testing.assert_allclose(loss(ops.conv, q), dense, rtol=1e-4, atol=1e-3)

@@ -2,8 +2,6 @@
 
 The model is published, or trained by the job at its first use and kept in the
 folder of the run.
-
-Shape letters: N images, C classes.
 """
 
 from collections.abc import Iterator
@@ -17,11 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from quantlab.data import images
-from quantlab.experiments import evaluate, progress, train, workdir
-from quantlab.experiments.tasks import base
+from quantlab.experiments import progress, train, workdir
+from quantlab.experiments.tasks import base, logits
 from quantlab.models import repvgg, repvgg_weights
 
 _LOG = logging.getLogger(__name__)
@@ -152,54 +149,14 @@ def load(
   return base.Task(
     model=network,
     params=jax.jit(repvgg.fuse)(variables)["params"],
-    head=lambda logits, images: logits,
+    head=lambda y, x: y,
     batches=Batches(task, data.batch_size),
-    compare=functools.partial(compare, task.labels),
-    loss=functools.partial(cross_entropy, network),
+    compare=functools.partial(logits.compare, task.labels),
+    loss=functools.partial(logits.cross_entropy, network),
     spare=functools.partial(_spare, open_, data),
     sha256=task.sha256,
     source=task.source,
   )
-
-
-def compare(
-  labels: np.ndarray, found: np.ndarray, reference: np.ndarray
-) -> dict[str, Any]:
-  """Scores logits on their task, and against those of the float model.
-
-  Args:
-    labels: `[N]` integers.
-    found: `[N, C]`.
-    reference: `[N, C]`, of the float model.
-
-  Returns:
-    `logits_sqnr_db` and mean `cosine` to the reference, `agreement` with it in
-    the first class, and `accuracy`.
-
-  Example:
-    >>> x = np.array([[3.0, 1.0], [0.0, 0.0], [1.0, 2.0]])
-    >>> found = compare(np.array([0, 1, 1]), x + 0.5, x)
-    >>> found["logits_sqnr_db"], found["agreement"], round(found["accuracy"], 3)
-    (10.0, 1.0, 0.667)
-  """
-  first = found.argmax(axis=1)
-  noise = float(np.sum((found - reference) ** 2))
-  error = evaluate.Error(float(np.sum(reference**2)), noise, 0.0)
-  return {
-    "logits_sqnr_db": evaluate.sqnr(error),
-    "cosine": evaluate.cosine(found, reference),
-    "agreement": float(np.mean(first == reference.argmax(axis=1))),
-    "accuracy": float(np.mean(first == labels)),
-  }
-
-
-def cross_entropy(
-  model: repvgg.RepVGG, params: base.Params, batch: base.Batch
-) -> jax.Array:
-  """Of a batch's labels."""
-  logits: Any = model.apply({"params": params}, *batch.args)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-  return jnp.mean(losses)
 
 
 def _network(model: Model, task: images.Images) -> repvgg.RepVGG:
@@ -268,17 +225,5 @@ KIND = base.Kind(
   data=Data,
   outline=outline,
   load=load,
-  metrics=(
-    base.Metric(
-      "logits_sqnr_db",
-      "logits\nSQNR dB",
-      "{:.2f}",
-      axis="SQNR of the logits (dB)",
-    ),
-    base.Metric("cosine", "cosine\nto float", "{:.4f}"),
-    base.Metric("agreement", "top-1 as\nfloat"),
-    base.Metric(
-      "accuracy", "accuracy", "{:.4f}", axis="accuracy (fraction of images)"
-    ),
-  ),
+  metrics=logits.METRICS,
 )
