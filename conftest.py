@@ -43,6 +43,17 @@ import jax  # noqa: E402
 # as a user would run them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# A compiled program keeps several of the memory maps that Linux grants a
+# process (65 530 by default); the compiler aborts when they run out.
+_MAPS, _MANY = pathlib.Path("/proc/self/maps"), 20_000
+
+
+def pytest_runtest_teardown():
+  """Lets go of compiled programs when there are many."""
+  if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
+    jax.clear_caches()
+
+
 # The first example of a property compiles, the others do not: no deadline.
 # Derandomized, so that a failure is the same one for everybody.
 hypothesis.settings.register_profile(

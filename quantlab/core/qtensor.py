@@ -105,8 +105,8 @@ class Window:
 
   Attributes:
     part: the window: `QTensor`, `Sum` or anything with `dequantize()`.
-    start: where the window begins, along each axis.
-    dims: shape of the whole tensor.
+    start: where the window begins, along each of the last axes.
+    dims: shape of the whole tensor along those; a stack has more before them.
   """
 
   part: Any
@@ -116,17 +116,17 @@ class Window:
   @property
   def shape(self) -> tuple[int, ...]:
     """Shape of the whole tensor."""
-    return self.dims
+    return (*self.part.shape[: -len(self.dims)], *self.dims)
 
   @property
   def ndim(self) -> int:
     """Rank of the tensor."""
-    return len(self.dims)
+    return len(self.shape)
 
   @property
   def size(self) -> int:
     """Elements of the whole tensor."""
-    return math.prod(self.dims)
+    return math.prod(self.shape)
 
   @property
   def dtype(self) -> Any:
@@ -135,11 +135,13 @@ class Window:
 
   def dequantize(self) -> Array:
     """The whole tensor as floats."""
-    ends = (
+    part = self.part.dequantize()
+    sizes = part.shape[-len(self.dims) :]
+    ends = [
       (i, n - i - size)
-      for i, n, size in zip(self.start, self.dims, self.part.shape, strict=True)
-    )
-    return jnp.pad(self.part.dequantize(), tuple(ends))
+      for i, n, size in zip(self.start, self.dims, sizes, strict=True)
+    ]
+    return jnp.pad(part, [(0, 0)] * (part.ndim - len(ends)) + ends)
 
 
 def lift(x: Any) -> Any:

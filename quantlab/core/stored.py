@@ -133,12 +133,21 @@ class Digits:
 
   def unpack(self) -> Array:
     """The integers, uint8."""
-    words = jnp.moveaxis(self.words, self.axes[-1], 0)
-    radix = np.uint32(self.radix)
+    place, count = self.axes[-1], math.prod(self.dims)
+    per_word, radix = _digits(self.radix), np.uint32(self.radix)
+    if -place > self.words.ndim or self.words.shape[place] != -(
+      -count // per_word
+    ):
+      raise ValueError(
+        f"words of shape {self.words.shape} do not hold {count} digits of base "
+        f"{radix} along axis {place}; was a packed tensor sliced along an axis "
+        "that is packed?"
+      )
+    words = jnp.moveaxis(self.words, place, 0)
     digits = jnp.stack(
-      [words // radix**i % radix for i in range(_digits(self.radix))]
+      [words // radix**i % radix for i in range(per_word)]
     ).astype(jnp.uint8)
-    labels = digits.reshape(-1, *words.shape[1:])[: math.prod(self.dims)]
+    labels = digits.reshape(-1, *words.shape[1:])[:count]
     return numerics.unfold(jnp.moveaxis(labels, 0, -1), self.axes, self.dims)
 
   @property

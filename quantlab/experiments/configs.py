@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from quantlab.core import base, numerics
 from quantlab.methods import cfws, easyquant, icquant, lloyd, rtn, splitquant
-from quantlab.transforms import compose, divergence, estimate, levels
+from quantlab.transforms import compose, divergence, estimate, levels, observe
 
 Plain = Any
 """Scalars, strings, None, lists and dicts of them: what JSON holds."""
@@ -59,6 +59,11 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "kl_improved": divergence.kl_improved,
     "by_gradient": estimate.by_gradient,
   },
+  base.Observer: {
+    "ema": observe.ema,
+    "extremes": observe.extremes,
+    "histogram": observe.histogram,
+  },
   base.LevelFitter: {"kmeans": levels.kmeans},
 }
 QUANTIZERS = FUNCTIONS[base.Quantizer]
@@ -67,6 +72,7 @@ _KINDS = {
   base.Quantizer: "quantizer",
   base.Granularity: "granularity",
   base.Estimator: "estimator",
+  base.Observer: "observer",
   base.LevelFitter: "level fitter",
 }
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -138,8 +144,8 @@ def build(
     Traceback (most recent call last):
     ...
     quantlab.experiments.configs.InputError: config.bit: rtn has no such
-    argument; did you mean 'bits'? Known: bits, symmetric, narrow, granularity,
-    estimator, dtype
+    argument; did you mean 'bits'? Known: bits, symmetric, narrow, exact_zero,
+    granularity, estimator, observer, dtype
   """
   shared = shared or Shared({}, where)
   known = dict.fromkeys(

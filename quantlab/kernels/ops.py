@@ -146,16 +146,23 @@ def _windows(w: Any, space: Sequence[int]) -> tuple[Any, list[qtensor.Window]]:
     return isinstance(part, qtensor.Window) and all(
       n == size or axis in space
       for axis, (n, size) in enumerate(
-        zip(part.dims, part.part.shape, strict=True)
+        zip(part.shape, part.part.shape, strict=True)
       )
     )
 
-  parts = w.parts if isinstance(w, qtensor.Sum) else (w,)
+  parts = _terms(w)
   windows = [part for part in parts if windowed(part)]
   whole = tuple(part for part in parts if not windowed(part))
   if not windows:
     return w, []
   return qtensor.Sum(whole) if whole else None, windows
+
+
+def _terms(w: Any) -> list[Any]:
+  """What adds up to a tensor, sums within sums resolved."""
+  if not isinstance(w, qtensor.Sum):
+    return [w]
+  return [term for part in w.parts for term in _terms(part)]
 
 
 def einsum(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from quantlab.core import base, numerics
-from quantlab.transforms import estimate, fit, plan, rounding
+from quantlab.transforms import estimate, fit, observe, plan, rounding
 
 
 def rtn(
@@ -18,6 +18,7 @@ def rtn(
   exact_zero: bool = False,
   granularity: base.Granularity = numerics.per_output,
   estimator: base.Estimator | None = None,
+  observer: base.Observer | None = None,
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> base.Quantizer:
   """Rounds to the nearest of `2**bits` evenly spaced levels.
@@ -36,13 +37,17 @@ def rtn(
     granularity: which elements share a grid; by default each output channel
       of a kernel `[..., K, N]` has its own.
     estimator: of the range; `minmax`, or `absmax` where symmetric.
+    observer: takes the range from earlier tensors in place of this one, as
+      static activation quantization does; see `tracked`. It has an estimator
+      of its own.
     dtype: what scales and zero points are stored in.
 
   Returns:
     A quantizer.
 
   Raises:
-    ValueError: `bits` is outside 2..8.
+    ValueError: `bits` is outside 2..8, or both an estimator and an observer
+      are given.
 
   Example:
     >>> import quantlab as ql
@@ -59,7 +64,15 @@ def rtn(
     narrow=narrow,
     exact_zero=exact_zero,
   )
-  if estimator is None:
-    estimator = estimate.absmax if symmetric else estimate.minmax
-  grid = fit.fit(estimator, spec, granularity, dtype=dtype)
+  if observer is not None:
+    if estimator is not None:
+      raise ValueError(
+        "rtn takes an estimator or an observer, not both: an observer has an "
+        "estimator of its own"
+      )
+    grid = observe.tracked(observer, spec, granularity, dtype=dtype)
+  else:
+    if estimator is None:
+      estimator = estimate.absmax if symmetric else estimate.minmax
+    grid = fit.fit(estimator, spec, granularity, dtype=dtype)
   return plan.chain(grid, rounding.nearest())

@@ -17,6 +17,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from quantlab.models import bert, positions
 
@@ -121,7 +122,10 @@ class Attention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, T, D]` to `[B, T, D]`."""
     c = self.config
-    query, key, value = _heads(c, _norm(c)(x))
+    # Not all backends multiply float16 matrices into float32.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    heads = _heads(c, _norm(c)(x))
+    query, key, value = (each.astype(wide) for each in heads)
     mixed = jax.nn.dot_product_attention(
       c.position.rotate(query),
       c.position.rotate(key),
@@ -130,6 +134,7 @@ class Attention(nn.Module):
       is_causal=True,
     )
     out = _dense(c, c.hidden_size, "out")
+    mixed = mixed.astype(x.dtype)
     return x + out(mixed.reshape(*x.shape[:2], -1))
 
 

@@ -95,8 +95,8 @@ def tables(
     A quantizer; its codes are not yet rounded.
 
   References:
-    With a sensitivity, as SqueezeLLM (arXiv 2306.07629) does it: weights that
-    are exactly 0 do not count, and in a row where nothing counts all do.
+    SqueezeLLM, arXiv 2306.07629: with a sensitivity, in a row where nothing
+    counts all elements do.
   """
 
   def apply(q):
@@ -107,8 +107,7 @@ def tables(
     mask = jnp.broadcast_to(raw.mask, x.shape).astype(x.dtype)
     mask = weight = numerics.columns(mask, cells)
     if raw.weight.ndim:
-      counts = numerics.columns(raw.weight.astype(x.dtype), cells)
-      weight = mask * jnp.where(columns == 0, 0, counts)
+      weight = mask * numerics.columns(raw.weight.astype(x.dtype), cells)
       weight = jnp.where(jnp.any(weight > 0, axis=0)[None], weight, mask)
     fit_row = functools.partial(fitter, levels=2**bits)
     levels = numerics.each_row(fit_row, columns, weight)

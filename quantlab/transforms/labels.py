@@ -90,8 +90,9 @@ def clusters(
     label = sum((x > b).astype(jnp.uint8) for b in borders)
     # The last border belongs to the highest cluster, the others to the lower.
     above = [x > b for b in borders[:-1]]
+    several = jnp.array(count > 2)  # two clusters: all of one value are below
     on_last = (x == borders[-1]) & functools.reduce(
-      jnp.logical_and, above, True
+      jnp.logical_and, above, several
     )
     return label + on_last.astype(jnp.uint8)
 

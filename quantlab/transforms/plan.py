@@ -224,8 +224,13 @@ def quantize_leaf(
 def weighted(x: Any, sensitivity: Array) -> qtensor.QTensor:
   """The trivial tensor of `x` whose elements count as given.
 
+  Elements that are exactly 0 do not count.
+
   Raises:
     ValueError: the shapes differ, or a value is negative, NaN or Inf.
+
+  References:
+    SqueezeLLM, arXiv 2306.07629: so its code treats zeros.
   """
   if sensitivity.shape != x.shape:
     raise ValueError(f"{sensitivity.shape=} is not that of {x.shape=}")
@@ -235,7 +240,8 @@ def weighted(x: Any, sensitivity: Array) -> qtensor.QTensor:
   if concrete and bool(jnp.any(sensitivity < 0)):
     raise ValueError("the sensitivity is negative somewhere")
   q = qtensor.lift(x)
-  grid = dataclasses.replace(q.grid, weight=sensitivity)
+  weight = jnp.where(q.codes == 0, 0, sensitivity)
+  grid = dataclasses.replace(q.grid, weight=weight)
   return dataclasses.replace(q, grid=grid)
 
 

@@ -5,7 +5,6 @@ import pytest
 import quantlab as ql
 from quantlab.experiments import calibration, configs, workdir
 from quantlab.experiments.tasks import retrieval
-from quantlab.transforms import observe
 from tests import tiny_bert
 
 RULES = [["mlp/up/in$", {"method": "rtn", "bits": 8}], ["", "keep"]]
@@ -100,9 +99,7 @@ def test_sensitivity_is_of_the_spare_pairs_and_kept(task, tmp_path):
 
 def test_calibration_is_of_the_spare_pairs_and_kept(task, tmp_path):
   folder = workdir.Workdir(tmp_path)
-  static = ql.chain(
-    observe.tracked(observe.extremes(), ql.INT8, ql.per_tensor), ql.nearest()
-  )
+  static = ql.rtn(8, granularity=ql.per_tensor, observer=ql.extremes())
   acts = _acts(("mlp/up/in$", static), ("", ql.keep()))
   state = calibration.calibrate(task, acts, "int8", folder, _track)
   assert list(state.stats) == ["layer_0/mlp/up/in"]

@@ -164,15 +164,28 @@ def test_wrong_plain_data_is_one_clear_error(case):
 
 
 def test_shared_arguments_reach_every_quantizer_that_has_them():
-  values = {"bits": 3, "dtype": "float16", "granularity": "per_tensor"}
+  values = {"bits": 3, "dtype": "float16"}
   shared = configs.Shared(values, "config.weights")
-  inner = {"method": "lloyd", "granularity": ["per_channel", -1]}
-  nest = {"method": "icquant", "inner": inner}
+  nest = {"method": "icquant", "inner": "lloyd"}
   q = ql.quantize(configs.build(nest, "config.icquant", shared), W)
-  assert q.grid.labels.dims == W.shape
   for grid in q.grid.grids:
-    assert grid.levels.shape == (1, 32, 8)  # its own granularity counts more
+    assert grid.levels.shape == (1, 32, 8)
     assert grid.levels.dtype == jnp.float16
+
+
+def test_own_arguments_count_more_than_shared_ones():
+  shared = configs.Shared({"bits": 8, "dtype": "float16"}, "config.weights")
+  nest = {"method": "cfws", "fine": {"method": "rtn", "bits": 3}}
+  kernel = jnp.ones((3, 3, 4, 8))
+  q = ql.quantize(configs.build(nest, "config.cfws", shared), kernel)
+  assert sorted(part.codes.bits for part in _leaves(q)) == [3, 8]
+  assert {part.grid.scale.dtype.name for part in _leaves(q)} == {"float16"}
+
+
+def _leaves(q):
+  return [
+    part.part if isinstance(part, ql.Window) else part for part in q.parts
+  ]
 
 
 def test_wrong_shared_argument_names_its_own_place():

@@ -20,8 +20,8 @@ SHAPES = {
 def _variant(method, **arguments):
   config = {
     "rules": [["norm", "keep"], ["kernel$", "weights"]],
+    "methods": {method: {"method": method, **arguments}},
     "weights": {"method": method, "bits": 3},
-    method: arguments,
   }
   return variants.variants(config)[0]
 

@@ -31,3 +31,19 @@ def test_zero_stays_zero_where_symmetric():
 def test_refuses_bits_out_of_range(method, bits):
   with pytest.raises(ValueError, match=f"2 to 8 bits, got bits={bits}"):
     method(bits)
+
+
+def test_an_observer_takes_the_range_of_earlier_tensors():
+  quantizer = ql.rtn(8, granularity=ql.per_tensor, observer=ql.extremes())
+  x = jnp.linspace(-1, 2, 40).reshape(4, 10)
+  state = quantizer.init(x)
+  first, stats = quantizer.apply(x, state)
+  later, _ = quantizer.apply(3 * x, state._replace(stats=stats))
+  np.testing.assert_allclose(first.dequantize(), x, atol=1.5 / 255 + 1e-6)
+  clipped = jnp.clip(3 * x, -1, 2)
+  np.testing.assert_allclose(later.dequantize(), clipped, atol=1.5 / 255 + 1e-6)
+
+
+def test_refuses_an_estimator_beside_an_observer():
+  with pytest.raises(ValueError, match="an estimator or an observer, not both"):
+    ql.rtn(8, estimator=ql.mse, observer=ql.ema())
