@@ -38,20 +38,17 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 
+from quantlab.experiments import programs  # noqa: E402
+
 # Broadcasting [N] against [K, N] by accident is the commonest silent bug of
 # per-channel code. Not set in the environment: programs that a test starts run
 # as a user would run them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A compiled program keeps several of the memory maps that Linux grants a
-# process (65 530 by default); the compiler aborts when they run out.
-_MAPS, _MANY = pathlib.Path("/proc/self/maps"), 20_000
-
 
 def pytest_runtest_teardown():
-  """Lets go of compiled programs when there are many."""
-  if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
-    jax.clear_caches()
+  """Keeps a worker from running out of room for compiled programs."""
+  programs.release()
 
 
 # The first example of a property compiles, the others do not: no deadline.

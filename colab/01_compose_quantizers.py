@@ -120,20 +120,20 @@ assert ql.bits_per_weight(q) == ql.nbits(q) / w.size
 # 1. `ql.label(ql.outliers(0.05), a, b)` puts the inliers on the grid of `a` and
 #    the outliers on the grid of `b`, in one plane of codes;
 # 2. here `a` and `b` are the same: `ql.fit` a min-max range, then
-#    `ql.nearest`. On outliers, `fit` spends one bit on the sign and the others
-#    on magnitudes, since there is nothing around 0 to cover;
+#    `ql.nearest`. `ql.tails` tells `fit` that outliers have nothing around 0 to
+#    cover: it spends one bit on the sign and the others on magnitudes;
 # 3. `ql.gap_code(6)` stores the labels as gaps in symbols of 6 bits.
 
 # %%
 row = ql.per_channel(-1)
 inner = ql.chain(ql.fit(ql.minmax, ql.UINT2, row), ql.nearest())
 by_hand = ql.chain(
-  ql.label(ql.outliers(0.05, row), inner, inner),
+  ql.label(ql.outliers(0.05, row), inner, ql.chain(ql.tails(), inner)),
   ql.gap_code(6),
 )
 
 ours = ql.quantize(by_hand, w)
-theirs = ql.quantize(ql.icquant(ql.rtn(2)), w)
+theirs = ql.quantize(ql.icquant(ql.rtn(2), ratio=0.05), w)
 
 assert jax.tree.structure(ours) == jax.tree.structure(theirs)
 for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -303,8 +303,8 @@ f16 = {"dtype": jnp.float16}
 METHODS = {
   "rtn": lambda b: ql.rtn(b, **f16),
   "lloyd": lambda b: ql.lloyd(b, **f16),
-  "icquant(rtn)": lambda b: ql.icquant(ql.rtn(b, **f16)),
-  "icquant(lloyd)": lambda b: ql.icquant(ql.lloyd(b, **f16)),
+  "icquant(rtn)": lambda b: ql.icquant(ql.rtn(b, **f16), ratio=0.05),
+  "icquant(lloyd)": lambda b: ql.icquant(ql.lloyd(b, **f16), ratio=0.05),
   "easyquant": lambda b: ql.easyquant(b, **f16),
 }
 
@@ -423,9 +423,9 @@ else:
 
 
 # %%
-def three_sigma(rows, mask, spec):
-  mean = jnp.nan_to_num(jnp.mean(rows, axis=-1, where=mask))
-  reach = 3 * jnp.nan_to_num(jnp.std(rows, axis=-1, where=mask))
+def three_sigma(rows, weight, spec):
+  mean = jnp.nan_to_num(jnp.mean(rows, axis=-1, where=weight > 0))
+  reach = 3 * jnp.nan_to_num(jnp.std(rows, axis=-1, where=weight > 0))
   return ql.Range(mean - reach, mean + reach)
 
 

@@ -13,5 +13,6 @@ workdir:      what a run leaves behind, and how it resumes.
 pareto:       which variants are worth their bits.
 report:       the tables, the JSON and the CSV of a run.
 plots:        the rate-quality plot.
+programs:     lets go of compiled programs in long runs.
 progress:     bars on a terminal, log lines elsewhere.
 """

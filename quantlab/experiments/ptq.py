@@ -18,6 +18,7 @@ from quantlab.experiments import (
   configs,
   evaluate,
   leafwise,
+  programs,
   progress,
   report,
   sizes,
@@ -219,6 +220,7 @@ def _results(
     with configs.explained():
       folder.finish(variant.name, result)
     results[variant.name] = result
+    programs.release()
   return {"float": kept["result"], **results}
 
 
