@@ -15,7 +15,9 @@ Left out, because it cannot pay: tables at 8 bits, whose 256 levels for a row
 of 384 weights take more than the codes, and tables for each block.
 
 Sensitivities are the mean squared gradients of a contrastive loss over pairs
-that are not among the 300.
+that are not among the 300. The variants with `static` or `dynamic` in their
+name have 8-bit activations too, the inputs of all 36 products: static with one
+calibrated scale each, dynamic with one for each token.
 """
 
 import ml_collections
@@ -38,11 +40,23 @@ def get_config() -> ml_collections.ConfigDict:
     "batch_size": 16,
   }
   config.sensitivity = {"batches": 16}
+  act = {"method": "rtn", "bits": 8}
+  static = {"method": "histogram", "estimator": "mse"}
+
+  def inputs(act):
+    sites = r"(query|key|value|attention/out|up|down)/in$"
+    return {"rules": ((sites, act), (r"", "keep")), "batches": 8}
+
+  config.acts = {
+    "static": inputs({**act, "granularity": "per_tensor", "observer": static}),
+    "dynamic": inputs({**act, "granularity": ("chunks", -1, 1)}),
+  }
   config.rules = ((r"embeddings|norm|bias", "keep"), (r"kernel$", "weights"))
   config.weights = {
     "method": config_dict.placeholder(str),
     "bits": config_dict.placeholder(int),
     "granularity": config_dict.placeholder(object),
+    "acts": config_dict.placeholder(str),
     "dtype": "float16",
   }
   # Uniform grids have a level at 0, see configs/ptq/minilm.py.
@@ -51,6 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.methods = {
     "rtn": rtn,
     "rtn_mse": {**rtn, "estimator": "mse"},
+    "rtn_A8": {**rtn, "estimator": "mse"},
     "lloyd": {"method": "lloyd"},
     "lloyd_fisher": {"method": "lloyd", "sensitivity": True},
     "easyquant": {"method": "easyquant", "steps": 100, "learning_rate": 0.05},
@@ -86,6 +101,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep = {
     "rtn": {"bits": BITS, "granularity": ("per_tensor", *ROWS, *BLOCKS)},
     "rtn_mse": {"bits": BITS, "granularity": (*ROWS, BLOCKS[1])},
+    "rtn_A8": {
+      "bits": (4, 8),
+      "granularity": ROWS,
+      "acts": ("static", "dynamic"),
+    },
     "lloyd": {**tables},
     "lloyd_fisher": {**tables},
     "easyquant": {"bits": BITS, "granularity": ROWS},

@@ -9,7 +9,8 @@ images of the test split.
     --workdir=runs/compare-repvgg
 
 The first layer and the classifier have 8 bits in all variants, as is usual.
-`A8` means 8-bit activations too: the inputs of all products, one scale each.
+`A8` means 8-bit activations too, the inputs of all products: `static` with one
+calibrated scale each, `dynamic` with one for each image.
 
 Left out, because it cannot pay: tables at 8 bits, whose 256 levels for a row
 of 288 weights take more than the codes.
@@ -39,9 +40,15 @@ def get_config() -> ml_collections.ConfigDict:
     (r"stage_0|head", ends),
     (r"conv/kernel$", "weights"),
   )
-  act = {"method": "rtn", "bits": 8, "granularity": "per_tensor"}
+  act = {"method": "rtn", "bits": 8}
+  static = {"method": "histogram", "estimator": "mse"}
+
+  def inputs(act):
+    return {"rules": ((r"(conv|head)/in$", act), (r"", "keep")), "batches": 4}
+
   config.acts = {
-    "int8": {"rules": ((r"(conv|head)/in$", act), (r"", "keep")), "batches": 4},
+    "static": inputs({**act, "granularity": "per_tensor", "observer": static}),
+    "dynamic": inputs({**act, "granularity": ("per_channel", 0)}),
   }
   config.weights = {
     "method": config_dict.placeholder(str),
@@ -79,7 +86,11 @@ def get_config() -> ml_collections.ConfigDict:
   }
   every = {"bits": BITS, "granularity": ROWS}
   tables = {"bits": FEW, "granularity": ROWS}
-  quantized = {"bits": (4, 8), "granularity": ROWS, "acts": ("int8",)}
+  quantized = {
+    "bits": (4, 8),
+    "granularity": ROWS,
+    "acts": ("static", "dynamic"),
+  }
   config.sweep = {
     "rtn": {"bits": BITS, "granularity": ("per_tensor", *ROWS, *BLOCKS)},
     "rtn_mse": {**every},

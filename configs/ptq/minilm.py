@@ -49,11 +49,11 @@ def get_config() -> ml_collections.ConfigDict:
   # The first pattern that is found in a leaf's path places it.
   config.rules = ((r"embeddings|norm|bias", "keep"), (r"kernel$", "weights"))
   # What is compared, with the arguments that are its own.
+  # With a level at 0: without one, the many small weights of a row are all off
+  # by the same amount, which a sum does not average out.
+  rtn = {"method": "rtn", "exact_zero": True}
   config.methods = {
-    # With a level at 0: without one, the many small weights of a row that has
-    # an outlier are all off by the same amount, which a sum does not average
-    # out.
-    "rtn": {"method": "rtn", "symmetric": True, "narrow": False},
+    "rtn": rtn,
     "easyquant": {
       "method": "easyquant",
       "sigmas": 3.0,
@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     },
     "icquant": {
       "method": "icquant",
-      "inner": {"method": "rtn"},
+      "inner": rtn,
       "ratio": 0.05,
       "gap_bits": 6,
     },
@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights = {
     "method": config_dict.placeholder(str),
     "bits": config_dict.placeholder(int),
-    "granularity": ("per_channel", -1),
+    "granularity": "per_output",
     "dtype": "float16",
   }
   # What is open: a row of the table for each combination of a method's lists.

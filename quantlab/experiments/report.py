@@ -336,6 +336,6 @@ def _print(*parts: Any) -> None:
   console = rich.console.Console(file=sys.stdout)
   if not console.is_terminal:
     # A pipe has no width. Cut lines would be of no use to who reads it.
-    console = rich.console.Console(file=sys.stdout, width=120)
+    console = rich.console.Console(file=sys.stdout, width=140)
   for part in parts:
     console.print(part, markup=False, highlight=False)
