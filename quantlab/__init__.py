@@ -30,7 +30,13 @@ from quantlab.core.base import (
   Range,
   State,
 )
-from quantlab.core.numerics import chunks, per_block, per_channel, per_tensor
+from quantlab.core.numerics import (
+  chunks,
+  per_block,
+  per_channel,
+  per_output,
+  per_tensor,
+)
 from quantlab.core.qtensor import (
   QTensor,
   Sum,
