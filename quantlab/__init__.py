@@ -64,6 +64,17 @@ from quantlab.transforms.estimate import (
 )
 from quantlab.transforms.fit import fit, tables
 from quantlab.transforms.labels import beyond, clusters, outliers, tails
+from quantlab.transforms.learn import (
+  Learned,
+  beta_gamma,
+  beta_gamma_sigmoid,
+  learned,
+  min_max,
+  project,
+  scale_offset,
+  scale_zero,
+  step,
+)
 from quantlab.transforms.levels import kmeans
 from quantlab.transforms.observe import ema, extremes, histogram, tracked
 from quantlab.transforms.partition import (

@@ -80,9 +80,7 @@ def _exact(q):
 
 
 CASES = {
-  **{
-    f"rtn{n}": Case(ql.rtn(n), lambda q, n=n: _affine(n)) for n in (2, 3, 5, 8)
-  },
+  **{f"rtn{n}": Case(ql.rtn(n), lambda q, n=n: _affine(n)) for n in (2, 3, 8)},
   "rtn4_symmetric": Case(
     ql.rtn(4, symmetric=True), lambda q: 4 * K * N + 32 * N + 8
   ),
@@ -122,17 +120,8 @@ CASES = {
     random=True,
   ),
   "lloyd2": Case(ql.lloyd(2), lambda q: 2 * K * N + 4 * 32 * N),
-  "lloyd3": Case(ql.lloyd(3), lambda q: 3 * K * N + 8 * 32 * N),
   "icquant_rtn2": Case(
     ql.icquant(ql.rtn(2)), lambda q: _affine(2, 3 * N) + _gap_code(q)
-  ),
-  "icquant_rtn3_block": Case(
-    ql.icquant(ql.rtn(3, granularity=ql.per_block(0, 48)), ratio=0.1),
-    lambda q: _affine(3, 3 * 2 * N) + _gap_code(q),
-  ),
-  "icquant_symmetric": Case(
-    ql.icquant(ql.rtn(4, symmetric=True)),
-    lambda q: 4 * K * N + 32 * N + 8 + 2 * 64 * N + _gap_code(q),
   ),
   "icquant_lloyd2": Case(
     ql.icquant(ql.lloyd(2), ratio=0.08, gap_bits=5),
@@ -148,30 +137,12 @@ CASES = {
     idempotent=False,  # tunes a new range, finds new outliers
     tolerance=5e-3,
   ),
-  "icquant_easyquant": Case(
-    ql.icquant(ql.easyquant(3, sigmas=2.0, steps=5)),
-    lambda q: (
-      3 * K * N + 32 * N + 8 + 2 * 64 * N + _gap_code(q.parts[0]) + _exact(q)
-    ),
-    idempotent=False,
-    tolerance=5e-3,
-  ),
   "rtn3_exact_zero": Case(
     ql.rtn(3, exact_zero=True), lambda q: _affine(3, zero_bits=8)
-  ),
-  "icquant_chosen": Case(  # round(0.182 * 96) = 17 outliers, symbols of 4 bits
-    ql.icquant(ql.rtn(2, exact_zero=True)),
-    lambda q: _affine(2, zero_bits=8) + 2 * 64 * N + _gap_code(q),
-    idempotent=False,  # more than 17 are equal then
   ),
   "icquant_shuffled": Case(
     ql.icquant(ql.rtn(2), ratio=0.1, shuffle=True),
     lambda q: _affine(2, 3 * N) + _gap_code(q),
-  ),
-  "icquant_clusterquant": Case(
-    ql.icquant(ql.clusterquant(ql.lloyd(2)), ratio=0.05),
-    lambda q: 2 * K * N + 6 * 4 * 32 * N + DIGITS + _gap_code(q),
-    idempotent=False,
   ),
   "exact_icquant": Case(
     ql.exact_outliers(ql.icquant(ql.rtn(3), ratio=0.05), sigmas=2.0),
@@ -195,22 +166,6 @@ CASES = {
     shape=CONV,
     parts=_coarse_and_fine,
     idempotent=False,  # the residual of the centre is another
-  ),
-  "cfws_rtn4": Case(
-    ql.cfws(fine=ql.rtn(4)),
-    lambda q: 8 * 8 * N + 32 * N + 8 + 4 * 72 * N + 64 * N,
-    shape=CONV,
-    parts=_coarse_and_fine,
-    idempotent=False,
-  ),
-  "split_icquant": Case(
-    ql.split(
-      ql.masks(ql.beyond(2.0)), ql.icquant(ql.rtn(4, symmetric=True)), ql.keep()
-    ),
-    lambda q: (
-      4 * K * N + 32 * N + 8 + 2 * 64 * N + _gap_code(q.parts[0]) + _exact(q)
-    ),
-    idempotent=False,
   ),
 }
 ALL = pytest.mark.parametrize("name", CASES)
@@ -285,8 +240,13 @@ def test_idempotent(name):
   np.testing.assert_allclose(twice, once, rtol=2e-5, atol=1e-6)
 
 
-@ALL
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+  ("name", "dtype"),
+  [
+    *((name, jnp.bfloat16) for name in CASES),
+    *((name, jnp.float16) for name in ("rtn3", "lloyd2", "icquant_rtn2")),
+  ],
+)
 def test_keeps_shape_dtype_and_structure(name, dtype):
   case = CASES[name]
   w = _weights(0, case.shape).astype(dtype)
@@ -342,20 +302,16 @@ def test_nbits_equals_the_closed_form(name):
 
 
 @ALL
-def test_under_jit_and_vmap(name):
+def test_under_jit_of_vmap(name):
   case = CASES[name]
   stack = jnp.stack([_weights(0, case.shape), _weights(1, case.shape)])
 
-  @jax.jit
   def quantized(w, key):
     return ql.dequantize(ql.quantize(case.quantizer, w, key=key))
 
   key = _key(case)
-  np.testing.assert_array_equal(
-    quantized(stack[0], key), _stored(name).dequantize()
-  )
   keys = None if key is None else jnp.stack([key, jax.random.key(9)])
-  both = jax.vmap(quantized, in_axes=(0, None if key is None else 0))
+  both = jax.jit(jax.vmap(quantized, in_axes=(0, None if key is None else 0)))
   out = both(stack, keys)
   np.testing.assert_allclose(
     out[0], _stored(name).dequantize(), rtol=case.tolerance, atol=1e-6

@@ -96,8 +96,8 @@ class _Sums(NamedTuple):
 
   @classmethod
   def of(cls, x: Array, w: Array) -> "_Sums":
-    sums = (jnp.cumsum(v) for v in (w, w * x, w * x * x))
-    return cls(*(jnp.pad(v, (1, 0)) for v in sums))
+    sums = jnp.cumsum(jnp.stack([w, w * x, w * x * x]), axis=1)
+    return cls(*jnp.pad(sums, ((0, 0), (1, 0))))
 
   def at(self, index: Array) -> "_Sums":
     return _Sums(*(v[index] for v in self))
