@@ -100,8 +100,9 @@ def test_configurations_3_and_4_are_one_function():
     )
 
 
-@pytest.mark.parametrize("kind", learn.PARAMETERIZATIONS.values(), ids=str)
-def test_starts_at_the_estimated_range(kind):
+@pytest.mark.parametrize("name", learn.PARAMETERIZATIONS)
+def test_starts_at_the_estimated_range(name):
+  kind = learn.PARAMETERIZATIONS[name]
   spec = base.IntSpec(4, signed=False, symmetric=False)
   if kind is ql.step:
     spec = base.IntSpec(4, symmetric=True)
