@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights = {
     "method": config_dict.placeholder(str),
     "bits": config_dict.placeholder(int),
-    "granularity": "per_output",
+    "granularity": ("per_channel", -1),
     "dtype": "float16",
   }
   # What is open: a row of the table for each combination of a method's lists.
