@@ -132,8 +132,8 @@ def test_dry_run_needs_no_workdir(launch, tmp_path, capsys):
 def test_a_tuple_from_the_command_line(launch, tmp_path, capsys):
   blocks = "--config.weights.granularity=('per_block', 0, 32)"
   launch("--dry_run", *_tiny(tmp_path), "--config.weights.method=rtn", blocks)
-  # 3 bits, a float16 scale for 32 weights and one zero of 8 bits for all.
-  assert " 3.502 " in capsys.readouterr().out
+  # 3 bits; for 32 weights a float16 scale and a zero point of 8 bits.
+  assert " 3.750 " in capsys.readouterr().out
 
 
 def test_an_argument_that_the_file_does_not_list(launch, tmp_path):
