@@ -187,6 +187,36 @@ def _stored(name):
   return ql.quantize(case.quantizer, _weights(0, case.shape), key=_key(case))
 
 
+@functools.cache
+def _training_step(name):
+  """A training step through a case: what it sees, its statistics, a gradient.
+
+  Returns:
+    `step(w, state, key) -> ((values, new state), gradient)`, the cotangent
+    that the gradient is of, and a list that grows with each trace.
+  """
+  case = CASES[name]
+  cotangent = jax.random.normal(jax.random.key(3), case.shape)
+  traces = []
+
+  @jax.jit
+  def step(w, state, key):
+    traces.append(1)
+
+    def loss(w):
+      q, stats = case.quantizer.apply(w, state, key)
+      values = q.dequantize()
+      return jnp.sum(values * cotangent), (
+        values,
+        ql.State(state.learned, stats),
+      )
+
+    gradient, seen = jax.grad(loss, has_aux=True)(w)
+    return seen, gradient
+
+  return step, cotangent, traces
+
+
 def _grid_parts(q):
   parts = q.parts if isinstance(q, ql.Sum) else [q]
   parts = [p.part if isinstance(p, ql.Window) else p for p in parts]
@@ -196,17 +226,14 @@ def _grid_parts(q):
 @ALL
 def test_storage_is_lossless(name):
   case = CASES[name]
-  w = _weights(0, case.shape)
-  # What a training step sees, against what a checkpoint holds.
-  plan = ql.chain(case.quantizer)
-  state = plan.init(w)
   key = _key(case)
   if key is not None:  # as quantize() hands it down
     key = jax.random.split(jax.random.split(key, 1)[0], 2)[0]
-    plan = case.quantizer
-    state = plan.init(w)
-  seen, _ = jax.jit(plan.apply)(w, state, key)
-  np.testing.assert_array_equal(seen.dequantize(), _stored(name).dequantize())
+  w = _weights(0, case.shape)
+  # What a training step sees, against what a checkpoint holds.
+  step, _, _ = _training_step(name)
+  (seen, _), _ = step(w, case.quantizer.init(w), key)
+  np.testing.assert_array_equal(seen, _stored(name).dequantize())
 
 
 @ALL
@@ -261,17 +288,10 @@ def test_keeps_shape_dtype_and_structure(name, dtype):
 @ALL
 def test_one_trace_for_two_steps(name):
   case = CASES[name]
-  traces = []
-
-  @jax.jit
-  def step(w, state, key):
-    traces.append(1)
-    q, stats = case.quantizer.apply(w, state, key)
-    return q.dequantize(), ql.State(state.learned, stats)
-
+  step, _, traces = _training_step(name)
   state = case.quantizer.init(_weights(0, case.shape))
   for seed in range(2):
-    _, new = step(_weights(seed, case.shape), state, _key(case))
+    (_, new), _ = step(_weights(seed, case.shape), state, _key(case))
     assert jax.tree.structure(new) == jax.tree.structure(state)
     state = new
   assert len(traces) == 1
@@ -323,19 +343,11 @@ def test_under_jit_of_vmap(name):
 def test_gradient_passes_straight_through(name):
   case = CASES[name]
   w = _weights(0, case.shape)
-  cotangent = jax.random.normal(jax.random.key(3), w.shape)
-
-  @jax.jit
-  @jax.grad
-  def gradient(w):
-    state = case.quantizer.init(w)
-    q, _ = case.quantizer.apply(w, state, _key(case))
-    return jnp.sum(q.dequantize() * cotangent)
-
-  found = gradient(w)
-  assert jnp.isfinite(found).all()
+  step, cotangent, _ = _training_step(name)
+  _, gradient = step(w, case.quantizer.init(w), _key(case))
+  assert jnp.isfinite(gradient).all()
   # Clipped elements and those that set a range differ.
-  same = jnp.isclose(found, cotangent, rtol=1e-3, atol=1e-3)
+  same = jnp.isclose(gradient, cotangent, rtol=1e-3, atol=1e-3)
   assert jnp.mean(same) > 0.6
 
 

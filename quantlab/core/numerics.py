@@ -295,6 +295,17 @@ def _bytes(spec: base.IntSpec) -> int:
   return 1 if spec.bits <= 8 else 2
 
 
+def uncontracted(x: Array) -> Array:
+  """The same values, to be added to others.
+
+  A compiler may contract the product that made `x` and the sum that uses it
+  into one operation with one rounding, and then the same tensor has other bits
+  in another program. A clamp to all finite values stands between them.
+  """
+  most = jnp.finfo(x.dtype).max
+  return jax.lax.clamp(-most, x, most)
+
+
 @jax.custom_jvp
 def ste_round(x: Array) -> Array:
   """Rounds half to even; its derivative is 1 (straight through).

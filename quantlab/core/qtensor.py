@@ -1,19 +1,39 @@
 """Quantized tensors: codes with the grid that gives them meaning, and sums."""
 
+import abc
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, grids
+from quantlab.core import base, grids, numerics
 
 Array = jax.Array
 PyTree = Any
 
 
+class _Tensor(abc.ABC):
+  """What follows from the shape."""
+
+  @property
+  @abc.abstractmethod
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the tensor."""
+
+  @property
+  def ndim(self) -> int:
+    """Rank of the tensor."""
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    """Elements of the tensor."""
+    return math.prod(self.shape)
+
+
 @base.pytree
-class QTensor:
+class QTensor(_Tensor):
   """Codes plus a grid: `dequantize()` is always defined.
 
   Attributes:
@@ -38,16 +58,6 @@ class QTensor:
     """Shape of the tensor."""
     return self.codes.shape
 
-  @property
-  def ndim(self) -> int:
-    """Rank of the tensor."""
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    """Elements of the tensor."""
-    return math.prod(self.shape)
-
   def dequantize(self) -> Array:
     """The tensor as floats."""
     codes = grids.plain(self.codes)
@@ -57,7 +67,7 @@ class QTensor:
 
 
 @base.pytree
-class Sum:
+class Sum(_Tensor):
   """A tensor stored as parts that add up.
 
   Attributes:
@@ -72,27 +82,14 @@ class Sum:
     return self.parts[0].shape
 
   @property
-  def ndim(self) -> int:
-    """Rank of the tensor."""
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    """Elements of the tensor."""
-    return math.prod(self.shape)
-
-  @property
   def dtype(self) -> Any:
     """Type of the dequantized tensor."""
     return self.parts[0].dtype
 
   def dequantize(self) -> Array:
     """The tensor as floats."""
-    # Clamped to all there is: a compiler may contract a product and a sum into
-    # one rounding, and the same tensor has other bits in another program.
-    most = jnp.finfo(self.dtype).max
     total, *rest = [
-      jax.lax.clamp(-most, part.dequantize(), most) for part in self.parts
+      numerics.uncontracted(part.dequantize()) for part in self.parts
     ]
     for part in rest:
       total = total + part
@@ -100,7 +97,7 @@ class Sum:
 
 
 @base.pytree
-class Window:
+class Window(_Tensor):
   """A tensor that is 0 outside a window, such as the centre of a kernel.
 
   Attributes:
@@ -117,16 +114,6 @@ class Window:
   def shape(self) -> tuple[int, ...]:
     """Shape of the whole tensor."""
     return (*self.part.shape[: -len(self.dims)], *self.dims)
-
-  @property
-  def ndim(self) -> int:
-    """Rank of the tensor."""
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    """Elements of the whole tensor."""
-    return math.prod(self.shape)
 
   @property
   def dtype(self) -> Any:

@@ -90,7 +90,8 @@ def rounded_off(grid: base.Quantizer, *, extract: bool) -> partition.Splitter:
     stops = [i + n for i, n in zip(start, size, strict=True)]
     taps = jax.lax.slice(x, start, stops) if extract else x
     q, _ = grid.apply(taps, grid.init(taps))
-    coarse = jax.lax.stop_gradient(q.grid.decode(jnp.floor(q.codes + 0.5)))
+    coarse = q.grid.decode(jnp.floor(q.codes + 0.5))
+    coarse = numerics.uncontracted(jax.lax.stop_gradient(coarse))
     if extract:
       ends = zip(start, x.shape, stops, strict=True)
       coarse = jnp.pad(coarse, [(i, n - j) for i, n, j in ends])

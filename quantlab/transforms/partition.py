@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, grids, qtensor, stored
+from quantlab.core import base, grids, numerics, qtensor, stored
 from quantlab.transforms import compose
 
 Array = jax.Array
@@ -209,7 +209,7 @@ def exact(labeler: base.Labeler, inner: Quantizer) -> Quantizer:
   def apply(q, state, key=None):
     x, raw, far, part = divide(q)
     part, stats = inner.apply(part, state, key)
-    rest = x - part.dequantize().astype(x.dtype)
+    rest = x - numerics.uncontracted(part.dequantize().astype(x.dtype))
     rest = qtensor.QTensor(rest, _masked(raw, far), q.dtype)
     return qtensor.Sum((part, rest)), stats
 

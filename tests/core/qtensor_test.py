@@ -48,3 +48,26 @@ def test_sum_adds_its_parts():
     q.dequantize(), grid.dequantize() + exact.dequantize()
   )
   assert (q.shape, q.ndim, q.size, q.dtype) == (w.shape, 2, 512, w.dtype)
+
+
+@pytest.mark.parametrize(
+  "quantizer",
+  [ql.splitquant(ql.rtn(2)), ql.exact_outliers(ql.rtn(3))],
+  ids=["parts", "remainder"],
+)
+def test_a_sum_has_the_same_bits_in_every_program(quantizer):
+  def optimized(function, argument):
+    # Products and sums are contracted here, if they can be.
+    options = {"xla_backend_optimization_level": 3}
+    program = jax.jit(function).lower(argument).compile(options)
+    return program(argument)
+
+  def training_step(w):
+    return quantizer.apply(w, quantizer.init(w))[0].dequantize()
+
+  draws = np.random.default_rng(0).standard_t(4, (512, 256))
+  w = jnp.asarray(draws, jnp.float32)
+  q = ql.quantize(quantizer, w)
+  found = q.dequantize()
+  np.testing.assert_array_equal(optimized(ql.dequantize, q), found)
+  np.testing.assert_array_equal(optimized(training_step, w), found)
