@@ -16,6 +16,7 @@ import pytest
 
 import quantlab as ql
 from quantlab.core import bits, gaps, stored
+from tests import draws
 
 ROWS = 20
 
@@ -160,7 +161,7 @@ def _gaps(code, stack):
 @functools.cache
 def _weights(kind):
   shape = LEAVES[kind][2]
-  w = jax.random.t(jax.random.key(0), 4.0, shape)
+  w = draws.student_t(shape, 4.0)
   return w.at[1, 1].multiply(4) if kind == "conv" else w
 
 

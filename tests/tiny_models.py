@@ -1,11 +1,11 @@
 """Models of a few parameters, and a quantizer whose state can be read."""
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 import quantlab as ql
 from quantlab.core import grids
+from tests import draws
 
 INT8 = ql.IntSpec(8, symmetric=True)
 
@@ -128,4 +128,4 @@ class Wrapped(nn.Module):
 
 def normal(*shape, seed=0):
   """Normal values."""
-  return jax.random.normal(jax.random.key(seed), shape)
+  return draws.normal(shape, seed)

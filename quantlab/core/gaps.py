@@ -246,7 +246,7 @@ def chi_square(positions: Array, dim: int) -> Array:
   group = np.arange(dim) * GROUPS // dim
   expected = jnp.asarray(np.bincount(group) * marks / dim, jnp.float32)
   found = jnp.asarray(group)[positions]
-  counts = jnp.stack([jnp.sum(found == g, axis=-1) for g in range(GROUPS)], -1)
+  counts = jnp.sum(found[..., None] == np.arange(GROUPS), axis=-2)
   shape = (1,) * (counts.ndim - 1) + (GROUPS,)
   expected = expected.reshape(shape)
   return jnp.sum((counts - expected) ** 2 / expected, axis=-1) * (

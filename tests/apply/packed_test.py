@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
+from tests import draws
 
 PLAN = ql.by_path(
   [
@@ -13,7 +14,7 @@ PLAN = ql.by_path(
     ("", ql.icquant(ql.rtn(3), ratio=0.1)),
   ]
 )
-IMAGE = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+IMAGE = draws.normal((2, 8, 8, 4), 1)
 TOKENS = jnp.array([[1, 2, 9], [0, 3, -1]])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quantlab.core import bits
+from tests import draws
 
 
 @hypothesis.given(
@@ -76,7 +77,7 @@ def test_refuses_other_widths(n):
 
 
 def test_jit_and_vmap():
-  codes = jax.random.randint(jax.random.key(0), (3, 64, 5), 0, 8)
+  codes = draws.integers((3, 64, 5), 0, 8)
   packed = jax.jit(jax.vmap(lambda c: bits.pack(c, 3, 0)))(codes)
   back = jax.vmap(lambda w: bits.unpack(w, 3, 64, 0))(packed)
   np.testing.assert_array_equal(back, codes)

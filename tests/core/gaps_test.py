@@ -10,6 +10,7 @@ import pytest
 
 import quantlab as ql
 from quantlab.core import gaps
+from tests import draws
 
 # ICQuant: index-code golden vectors, flag = 0.
 GOLDEN = [
@@ -289,7 +290,7 @@ def _bits_saved(w, ratio, bits):
 
 
 def test_best_ratio_is_best_on_gaussian_rows():
-  w = jax.random.normal(jax.random.key(0), (2048, 64))
+  w = draws.normal((2048, 64))
   best = gaps.best_ratio(2048)
   saved = {
     ratio: _bits_saved(w, ratio, 4)

@@ -1,9 +1,9 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from quantlab.core import base, grids
+from tests import draws
 
 
 def _grids():
@@ -40,7 +40,7 @@ def test_encode_inverts_decode_at_every_level(name):
 @pytest.mark.parametrize("name", ["affine", "codebook", "labelled"])
 def test_rounding_a_code_picks_the_nearest_level(name):
   grid = _grids()[name]
-  x = jax.random.normal(jax.random.key(0), (4, 2)) * 2
+  x = draws.normal((4, 2)) * 2
   lo, hi = grid.bounds
   levels = jnp.stack(
     [grid.decode(jnp.full((4, 2), float(c))) for c in range(lo, hi + 1)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from quantlab.core import base, numerics
+from tests import draws
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_columns_expand_and_grids_agree(granularity, expected):
 
 
 def test_each_row_sees_one_row_per_cell():
-  x = jax.random.normal(jax.random.key(0), (2, 8, 6))
+  x = draws.normal((2, 8, 6))
   columns = numerics.columns(x, (2, 4, 6))
   out = numerics.each_row(
     lambda rows: {"sum": rows.sum(1), "all": rows}, columns
@@ -46,7 +47,7 @@ def test_each_row_sees_one_row_per_cell():
 def test_each_row_is_the_same_for_sharded_columns():
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
   spec = jax.sharding.PartitionSpec(None, "x")
-  x = jax.random.normal(jax.random.key(0), (32, 16))
+  x = draws.normal((32, 16))
   sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
 
   @jax.jit
@@ -59,7 +60,7 @@ def test_each_row_is_the_same_for_sharded_columns():
 
 @pytest.mark.parametrize("shape", [(2048, 256), (7, 3), (2**15, 33)])
 def test_by_columns_changes_nothing(shape):
-  x = jax.random.normal(jax.random.key(0), shape)
+  x = draws.normal(shape)
   start = jnp.arange(float(shape[1]))
 
   def function(x, start):

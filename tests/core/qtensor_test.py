@@ -5,6 +5,7 @@ import pytest
 
 import quantlab as ql
 from quantlab.core import qtensor
+from tests import draws
 
 
 def test_lift_and_lower_are_inverse():
@@ -41,7 +42,7 @@ def test_dequantize_leaves_arrays_alone():
 
 
 def test_sum_adds_its_parts():
-  w = jax.random.normal(jax.random.key(0), (64, 8))
+  w = draws.normal((64, 8))
   q = ql.quantize(ql.easyquant(4, sigmas=1.0), w)
   grid, exact = q.parts
   np.testing.assert_array_equal(

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from quantlab.core import gaps, stored
+from tests import draws
 
 
 @pytest.mark.parametrize("axes", [(-1,), (-2,), (-3, -2), (-3, -1)])
 @pytest.mark.parametrize(("bits", "lo"), [(3, 0), (4, -8), (8, -128), (5, -3)])
 def test_packed_roundtrip(axes, bits, lo):
   shape = (4, 32, 6)
-  codes = jax.random.randint(jax.random.key(0), shape, lo, lo + 2**bits)
+  codes = draws.integers(shape, lo, lo + 2**bits)
   packed = stored.Packed.pack(codes, bits, lo, axes)
   assert packed.shape == shape
   np.testing.assert_array_equal(packed.unpack(), codes)
 
 
 def test_packed_gains_and_loses_leading_axes():
-  codes = jax.random.randint(jax.random.key(0), (3, 32, 6), 0, 8)
+  codes = draws.integers((3, 32, 6), 0, 8)
   packed = jax.vmap(lambda c: stored.Packed.pack(c, 3, 0, (-2,)))(codes)
   assert packed.shape == (3, 32, 6)
   np.testing.assert_array_equal(packed.unpack(), codes)
@@ -141,7 +142,7 @@ def test_digit_m_of_word_w_is_element_m_times_words_plus_w():
 @pytest.mark.parametrize("radix", [3, 6])
 def test_digits_along_any_axes(axes, radix):
   shape = (4, 30, 6)
-  labels = jax.random.randint(jax.random.key(0), shape, 0, radix)
+  labels = draws.integers(shape, 0, radix)
   digits = stored.Digits.pack(labels, radix, axes)
   assert digits.shape == shape
   np.testing.assert_array_equal(digits.unpack(), labels)
@@ -152,7 +153,7 @@ def test_digits_along_any_axes(axes, radix):
 
 
 def test_digits_gain_and_lose_leading_axes():
-  labels = jax.random.randint(jax.random.key(0), (3, 50, 6), 0, 3)
+  labels = draws.integers((3, 50, 6), 0, 3)
   digits = jax.vmap(lambda x: stored.Digits.pack(x, 3, (-2,)))(labels)
   assert digits.shape == (3, 50, 6)
   np.testing.assert_array_equal(digits.unpack(), labels)
@@ -179,8 +180,8 @@ def test_digits_refuse_other_bases(radix):
 
 
 def test_a_pair_names_both_labels():
-  first = jax.random.randint(jax.random.key(0), (40, 3), 0, 2)
-  second = jax.random.randint(jax.random.key(1), (40, 3), 0, 5)
+  first = draws.integers((40, 3), 0, 2)
+  second = draws.integers((40, 3), 0, 5, 1)
   forms = [lambda x, _: x, lambda x, n: stored.Digits.pack(x, n, (-2,))]
   for pack in forms:
     pair = stored.Pair(pack(first, 2), pack(second, 5), 5)
@@ -194,7 +195,7 @@ def test_a_pair_names_both_labels():
 
 def test_a_pair_of_marks_and_labels():
   marks = _marks((5,), (40,), (-2,), 4)
-  inner = jax.random.randint(jax.random.key(1), (40, 5), 0, 3)
+  inner = draws.integers((40, 5), 0, 3, 1)
   expected = 3 * marks.unpack().astype(int) + inner
   for first in (marks, stored.GapCoded.encode(marks, 3)):
     pair = stored.Pair(first, stored.Digits.pack(inner, 3, (-2,)), 3)

@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
@@ -9,8 +8,9 @@ import quantlab as ql
 from quantlab.core import numerics
 from quantlab.experiments import configs
 from quantlab.transforms import levels
+from tests import draws
 
-W = jax.random.t(jax.random.key(0), 3.0, (128, 32))
+W = draws.student_t((128, 32), 3.0)
 BLOCK = numerics.per_block(0, 64)
 
 # Plain data and the same by hand.

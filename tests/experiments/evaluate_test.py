@@ -9,6 +9,7 @@ import pytest
 import quantlab as ql
 from quantlab.experiments import evaluate
 from quantlab.experiments.tasks import base
+from tests import draws
 
 
 def test_cosine_of_a_row_of_zeros_is_zero():
@@ -51,7 +52,7 @@ def test_decode_is_dequantize_to_the_bit(quantizer):
 
 def test_outputs_keep_the_order_of_rows():
   model = nn.Dense(3)
-  x = jax.random.normal(jax.random.key(0), (5, 4))
+  x = draws.normal((5, 4))
   params = model.init(jax.random.key(1), x)["params"]
   rows = [np.array([4, 0, 2]), np.array([1, 3])]
   task = base.Task(

@@ -5,10 +5,11 @@ import pytest
 import quantlab as ql
 from quantlab.experiments import configs, sizes, variants
 from quantlab.transforms import plan
+from tests import draws
 
 PARAMS = {
-  "a": {"kernel": jax.random.t(jax.random.key(0), 4.0, (384, 256))},
-  "b": {"kernel": jax.random.normal(jax.random.key(1), (1024, 128))},
+  "a": {"kernel": draws.student_t((384, 256), 4.0)},
+  "b": {"kernel": draws.normal((1024, 128), 1)},
   "norm": jnp.ones(7, jnp.bfloat16),
 }
 LEAVES = plan.leaves(PARAMS)

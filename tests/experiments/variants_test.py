@@ -1,8 +1,8 @@
-import jax
 import pytest
 
 import quantlab as ql
 from quantlab.experiments import configs, variants
+from tests import draws
 
 CONFIG = {
   "rules": [
@@ -64,7 +64,7 @@ def test_methods_have_lists_of_their_own():
   ]
   words = ["per_output", "per_block(-2, 32)", ""]
   assert [variant.granularity for variant in found] == words
-  w = jax.random.normal(jax.random.key(0), (64, 8))
+  w = draws.normal((64, 8))
   scales = [
     ql.quantize(variant.rules[2].quantizer, w).grid for variant in found[:2]
   ]
@@ -108,7 +108,7 @@ def test_rules_place_the_quantizers():
   placed, unused = variant.place(["up/bias", "up/kernel", "down/kernel"])
   assert unused == []
   assert placed["up/bias"].quantizer is ql.keep()
-  w = jax.random.normal(jax.random.key(0), (64, 8))
+  w = draws.normal((64, 8))
   assert ql.quantize(placed["down/kernel"].quantizer, w).codes.bits == 8
   q = ql.quantize(placed["up/kernel"].quantizer, w)
   assert q.grid.labels.marks == 6

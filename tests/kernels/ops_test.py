@@ -7,9 +7,10 @@ import pytest
 
 import quantlab as ql
 from quantlab.kernels import ops
+from tests import draws
 
-W = jax.random.normal(jax.random.key(0), (64, 24))
-X = jax.random.normal(jax.random.key(1), (2, 3, 64))
+W = draws.normal((64, 24))
+X = draws.normal((2, 3, 64), 1)
 FORMS = {
   "array": W,
   "affine": ql.quantize(ql.rtn(3), W),
@@ -67,7 +68,7 @@ def test_types_promote():
   ],
 )
 def test_take_reads_rows(quantizer):
-  table = ql.quantize(quantizer, jax.random.normal(jax.random.key(2), (10, 64)))
+  table = ql.quantize(quantizer, draws.normal((10, 64), 2))
   index = jnp.array([[3, 9], [0, -1], [10, 4]])
   out = ops.take(table, index)
   expected = jnp.take(table.dequantize(), index, axis=0)
@@ -83,7 +84,7 @@ def test_take_does_not_decode_the_table():
   assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64
 
 
-KERNEL = jax.random.normal(jax.random.key(3), (3, 3, 8, 12))
+KERNEL = draws.normal((3, 3, 8, 12), 3)
 KERNEL = KERNEL.at[1, 1].multiply(9)
 METHODS = {
   "affine": ql.rtn(3),
@@ -96,7 +97,7 @@ METHODS = {
   "window_inside": ql.exact_outliers(ql.cfws()),
 }
 NHWC = ("NHWC", "HWIO", "NHWC")
-IMAGE = jax.random.normal(jax.random.key(4), (2, 9, 8, 8))
+IMAGE = draws.normal((2, 9, 8, 8), 4)
 
 
 @functools.cache
@@ -150,15 +151,15 @@ def test_conv_with_a_window_of_the_kernel(padding, strides, dilation):
   "padding", ["SAME", "VALID", [(1, 2), (0, 4)]], ids=str
 )
 def test_conv_with_any_window(dims, size, start, padding):
-  part = jax.random.normal(jax.random.key(5), (*size, 8, 12))
+  part = draws.normal((*size, 8, 12), 5)
   window = ql.Window(ql.lift(part), (*start, 0, 0), (*dims, 8, 12))
-  rest = ql.lift(jax.random.normal(jax.random.key(6), (*dims, 8, 12)))
+  rest = ql.lift(draws.normal((*dims, 8, 12), 6))
   _conv(IMAGE, ql.Sum((rest, window)), (2, 1), padding, rhs_dilation=(1, 2))
 
 
 @pytest.mark.parametrize("groups", [2, 8])
 def test_conv_in_groups(groups):
-  w = jax.random.normal(jax.random.key(7), (3, 3, 8 // groups, 16))
+  w = draws.normal((3, 3, 8 // groups, 16), 7)
   w = w.at[1, 1].multiply(9)
   q = ql.quantize(ql.cfws(), w)
   for strides in ((1, 1), (2, 2)):
@@ -181,15 +182,15 @@ def test_conv_in_other_layouts_and_ranks():
   _conv(x, swapped, (2, 2), dimension_numbers=("NCHW", "OIHW", "NCHW"))
   _conv(x, swapped, (2, 2), dimension_numbers=None)
   for rank, letters in ((1, "W"), (3, "DHW")):
-    w = jax.random.normal(jax.random.key(8), (*(3,) * rank, 4, 6))
-    x = jax.random.normal(jax.random.key(9), (2, *(7,) * rank, 4))
+    w = draws.normal((*(3,) * rank, 4, 6), 8)
+    x = draws.normal((2, *(7,) * rank, 4), 9)
     numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
     q = ql.quantize(ql.cfws(), w)
     _conv(x, q, (2,) * rank, dimension_numbers=numbers)
 
 
 def test_a_window_of_the_channels_is_no_window_of_space():
-  part = jax.random.normal(jax.random.key(5), (3, 3, 4, 12))
+  part = draws.normal((3, 3, 4, 12), 5)
   window = ql.Window(ql.lift(part), (0, 0, 2, 0), (3, 3, 8, 12))
   _conv(IMAGE, window)
   _conv(IMAGE, ql.Sum((ql.lift(jnp.ones((3, 3, 8, 12))), window)))

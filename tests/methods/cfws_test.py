@@ -13,16 +13,14 @@ import quantlab as ql
 from quantlab.core import base, numerics, stored
 from quantlab.methods import cfws
 from quantlab.transforms import estimate, fit
-
-KEY = jax.random.key(0)
+from tests import draws
 
 
 @functools.cache
 def _kernel(sigma=0.05, seed=0, size=64):
   """A merged kernel: all taps narrow, a wide centre, an identity."""
-  keys = jax.random.split(jax.random.key(seed))
-  w = 0.02 * jax.random.normal(keys[0], (3, 3, size, size))
-  centre = sigma * jax.random.normal(keys[1], (size, size)) + jnp.eye(size)
+  w = 0.02 * draws.normal((3, 3, size, size), (seed, 0))
+  centre = sigma * draws.normal((size, size), (seed, 1)) + jnp.eye(size)
   return w.at[1, 1].add(centre)
 
 
@@ -238,7 +236,7 @@ def test_refuses_what_has_no_centre_tap(shape, extract):
   ],
 )
 def test_windows_of_any_odd_size(shape, centre):
-  w = 0.02 * jax.random.normal(KEY, shape).at[centre].add(50.0)
+  w = 0.02 * draws.normal(shape).at[centre].add(50.0)
   q = ql.quantize(ql.cfws(), w)
   coarse = q.parts[0]
   assert coarse.start == (*centre, 0, 0)
@@ -324,7 +322,7 @@ def test_logits_of_a_small_network():
         x = nn.relu(nn.Conv(16, (3, 3))(x))
       return nn.Conv(5, (3, 3))(x).mean(axis=(1, 2))
 
-  x = jax.random.normal(KEY, (4, 8, 8, 16))
+  x = draws.normal((4, 8, 8, 16))
   params = Net().init(jax.random.key(1), x)["params"]
   for layer in params.values():
     size = layer["kernel"].shape[-2:]

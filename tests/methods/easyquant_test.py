@@ -10,13 +10,14 @@ import pytest
 import quantlab as ql
 from quantlab.core import base
 from quantlab.transforms import estimate
+from tests import draws
 
 SIGMA = 0.02
 
 
 @functools.cache
 def _weights(channels=64):
-  return SIGMA * jax.random.normal(jax.random.key(0), (4096, channels))
+  return SIGMA * draws.normal((4096, channels))
 
 
 @functools.cache

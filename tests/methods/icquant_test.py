@@ -2,26 +2,26 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import quantlab as ql
 from quantlab.core import gaps
+from tests import draws
 
 D, ROWS = 4096, 128
 
 
 @functools.cache
 def _gauss():
-  return jax.random.normal(jax.random.key(0), (D, ROWS))
+  return draws.normal((D, ROWS))
 
 
 @functools.cache
 def _student():
   # Unit variance, five degrees of freedom.
-  return jax.random.t(jax.random.key(1), 5.0, (D, ROWS)) / jnp.sqrt(5 / 3)
+  return draws.student_t((D, ROWS), 5.0, 1) / jnp.sqrt(5 / 3)
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def test_heavy_tails():
   ],
 )
 def test_range_shrinkage(dim, ratio, shrinkage):
-  w = jax.random.normal(jax.random.key(2), (dim, 500))
+  w = draws.normal((dim, 500), 2)
   outlier = ql.outliers(ratio)(w, jnp.array(True)).unpack()
   inner = jnp.max(jnp.where(outlier, 0, jnp.abs(w)), axis=0)
   mean = jnp.mean(inner / jnp.max(jnp.abs(w), axis=0))

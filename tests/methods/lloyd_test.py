@@ -2,12 +2,12 @@ import itertools
 
 import hypothesis
 from hypothesis import strategies as st
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import quantlab as ql
+from tests import draws
 
 
 def _fit(x, w, levels):
@@ -88,7 +88,7 @@ def test_as_good_as_the_best_of_ten_starts(kind, levels):
 
 def test_few_distinct_values_are_kept_exactly():
   values = jnp.array([-1e-3, 0.1, 0.1 + 1e-6, 700.0])
-  x = values[jax.random.randint(jax.random.key(0), (500, 3), 0, 4)]
+  x = values[draws.integers((500, 3), 0, 4)]
   q = ql.quantize(ql.lloyd(2), x)
   np.testing.assert_array_equal(q.dequantize(), x)
 
@@ -107,7 +107,7 @@ def test_row_without_weight_is_finite():
 
 
 def test_eight_bits():
-  w = jax.random.normal(jax.random.key(0), (2048, 2))
+  w = draws.normal((2048, 2))
   out = ql.dequantize(ql.quantize(ql.lloyd(8), w))
   # High-resolution theory for a Gaussian: sqrt(3) pi / 2 / 256**2.
   assert float(jnp.mean((out - w) ** 2)) < 2.721 / 256**2

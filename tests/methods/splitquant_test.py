@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 import quantlab as ql
+from tests import draws
 
 NORMAL = statistics.NormalDist()
 
 
 @functools.cache
 def _gauss(seed=0, size=128):
-  return jax.random.normal(jax.random.key(seed), (size, size))
+  return draws.normal((size, size), seed)
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def test_clusters_of_a_gaussian(size, border, mass):
   ],
 )
 def test_branches_add_up_and_do_not_overlap(shape, dtype):
-  w = jax.random.t(jax.random.key(1), 3.0, shape).astype(dtype)
+  w = draws.student_t(shape, 3.0, 1).astype(dtype)
   q = ql.quantize(ql.splitquant(ql.keep()), w)
   branches = [part.dequantize() for part in q.parts]
   np.testing.assert_array_equal(sum(branches[1:], branches[0]), w)
@@ -156,7 +157,7 @@ def test_labels_are_better_and_smaller_than_branches(bits):
 
 
 def test_bits_of_both_forms():
-  w = jax.random.normal(jax.random.key(0), (1280, 32))
+  w = draws.normal((1280, 32))
   branches = ql.quantize(ql.splitquant(ql.rtn(2, exact_zero=True)), w)
   # A step in float32 and a zero point of one byte per output.
   assert ql.nbits(branches) == 3 * (2 * w.size + 32 * 40)
@@ -243,7 +244,7 @@ def test_kernels_with_fewer_outputs_than_clusters_are_not_split(method):
 
 def test_convolutions_are_clustered_per_output_kernel():
   scale = jnp.array([1.0, 8.0, 0.125, 64.0]).reshape(1, 1, 1, 4)
-  w = jax.random.normal(jax.random.key(2), (3, 3, 16, 1)) * scale
+  w = draws.normal((3, 3, 16, 1), 2) * scale
   q = ql.quantize(ql.splitquant(ql.keep()), w)
   for branch in q.parts:  # of each kernel the same elements
     found = branch.dequantize() / scale
@@ -277,10 +278,10 @@ MODELS = {
 def test_float_layer_is_the_sum_of_its_branches(name):
   model, shape = MODELS[name]
   model = model.clone(precision="highest")
-  x = jax.random.normal(jax.random.key(0), shape)
+  x = draws.normal(shape)
   params = model.init(jax.random.key(1), x)["params"]
   if "bias" in params:
-    params["bias"] = jax.random.normal(jax.random.key(2), (12,))
+    params["bias"] = draws.normal((12,), 2)
   expected = model.apply({"params": params}, x)
   split = ql.quantize(ql.splitquant(ql.keep()), params)
   out = ql.apply(model, {"params": split}, x)
@@ -306,7 +307,7 @@ def test_bias_is_split_on_its_own():
 
 
 def test_activations_in_three_chunks():
-  x = jax.random.normal(jax.random.key(0), (5, 12))
+  x = draws.normal((5, 12))
   x *= jnp.repeat(jnp.array([1.0, 100.0, 0.01]), 4)[None]
   quantizer = ql.rtn(8, granularity=ql.per_block(-1, 12 // 3))
   q, _ = quantizer.apply(x, quantizer.init(x))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quantlab.models import bert
+from tests import draws
 
 CONFIG = bert.BertConfig(
   vocab_size=11,
@@ -23,13 +24,7 @@ MASK = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])
 def _params(config):
   """Returns parameters of which none is 0 or 1, as biases start out."""
   shapes = jax.eval_shape(bert.Bert(config).init, jax.random.key(0), IDS, MASK)
-  leaves, tree = jax.tree.flatten(shapes["params"])
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  values = [
-    0.5 * jax.random.normal(key, x.shape)
-    for key, x in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(tree, values)
+  return draws.like(shapes["params"], 0.5)
 
 
 def _apply(config, params, ids=IDS, mask=MASK):

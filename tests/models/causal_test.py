@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quantlab.models import causal, positions
+from tests import draws
 
 LLAMA = causal.CausalConfig(
   vocab_size=11,
@@ -35,13 +36,7 @@ IDS = jnp.array([[5, 3, 7, 4, 3, 9], [6, 2, 1, 1, 8, 0]])
 def _params(config):
   """Returns parameters of which none is 0 or 1, as biases start out."""
   shapes = jax.eval_shape(causal.Causal(config).init, jax.random.key(0), IDS)
-  leaves, tree = jax.tree.flatten(shapes["params"])
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  values = [
-    0.5 * jax.random.normal(key, x.shape)
-    for key, x in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(tree, values)
+  return draws.like(shapes["params"], 0.5)
 
 
 def _apply(config, params, ids=IDS):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from quantlab.models import causal, causal_checkpoint, likelihood
-from tests import tiny_causal
+from tests import draws, tiny_causal
 
 
 def test_nats_are_of_the_next_token():
-  logits = jax.random.normal(jax.random.key(0), (2, 5, 7))
+  logits = draws.normal((2, 5, 7))
   ids = jnp.array([[0, 3, 6, 2, 2], [5, 5, 1, 0, 4]])
   found = likelihood.nats(logits, ids)
   probability = np.asarray(jax.nn.softmax(logits), np.float64)

@@ -1,10 +1,10 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from quantlab.models import positions
+from tests import draws
 
-X, Y = jax.random.normal(jax.random.key(0), (2, 1, 9, 2, 8))
+X, Y = draws.normal((2, 1, 9, 2, 8))
 
 
 def test_rope_tells_distance_alone():

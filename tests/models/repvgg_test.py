@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quantlab.models import repvgg
+from tests import draws
 
 # Both strides, blocks with and without the identity, even and odd sides.
 PLAIN = repvgg.RepVGGConfig((4, 8), (2, 3), (1, 2), classes=5)
@@ -13,7 +14,7 @@ GROUPED = dataclasses.replace(PLAIN, groups=2)
 
 
 def _images(side=8):
-  return jax.random.normal(jax.random.key(2), (3, side, side, 2))
+  return draws.normal((3, side, side, 2), 2)
 
 
 def _shapes(config, side=8, fused=False):
@@ -23,13 +24,7 @@ def _shapes(config, side=8, fused=False):
 
 def _variables(config):
   """Returns variables of which none is 0 or 1, as they start out."""
-  leaves, tree = jax.tree.flatten(_shapes(config))
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  values = [
-    0.5 * jax.random.normal(key, x.shape)
-    for key, x in zip(keys, leaves, strict=True)
-  ]
-  variables = jax.tree.unflatten(tree, values)
+  variables = draws.like(_shapes(config), 0.5)
   for stage in variables["batch_stats"].values():
     for norms in stage.values():
       for norm in norms.values():

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import pytest
 import quantlab as ql
 from quantlab.core import base
 from quantlab.transforms import divergence
+from tests import draws
 
 INT8 = base.IntSpec(8, symmetric=True)
 SAMPLES = 200_000
@@ -78,7 +78,7 @@ def test_all_thresholds_equal_the_definition(fold, exchanged, levels):
 
 @functools.cache
 def _relu():
-  x = jax.random.normal(jax.random.key(0), (SAMPLES,)) - 1
+  x = draws.normal((SAMPLES,)) - 1
   return x, jnp.maximum(x, 0)
 
 
@@ -144,7 +144,7 @@ def test_a_zero_spike_makes_plain_kl_collapse():
 
 
 def test_an_asymmetric_spec_gives_each_side_its_share():
-  x = jax.random.normal(jax.random.key(1), (1, 50_000))
+  x = draws.normal((1, 50_000), 1)
   everything = jnp.ones(x.shape, bool)
   both = divergence.kl()(x, everything, ql.INT8)
   narrow = divergence.kl()(x, everything, INT8)
@@ -159,7 +159,7 @@ def test_an_asymmetric_spec_gives_each_side_its_share():
 
 
 def test_many_rows_equal_each_alone():
-  x = jax.random.t(jax.random.key(2), 5.0, (512, 600))
+  x = draws.student_t((512, 600), 5.0, 2)
   everything = jnp.ones(x.shape, bool)
   estimator = divergence.kl(bins=128, start=0.1)
   spec = base.IntSpec(4, symmetric=True)

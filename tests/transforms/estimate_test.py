@@ -12,6 +12,7 @@ import pytest
 import quantlab as ql
 from quantlab.core import base, numerics
 from quantlab.transforms import divergence, estimate
+from tests import draws
 
 INT4 = base.IntSpec(4, symmetric=True)
 SPECS = {
@@ -34,10 +35,14 @@ ALL = pytest.mark.parametrize("name", ESTIMATORS)
 
 @functools.cache
 def _rows(dist="normal", shape=(6, 500), seed=0):
-  key = jax.random.key(seed)
-  if dist == "t":
-    return jax.random.t(key, 3.0, shape)
-  return getattr(jax.random, dist)(key, shape)
+  rng = np.random.default_rng(seed)
+  kinds = {
+    "normal": rng.standard_normal,
+    "laplace": functools.partial(rng.laplace, 0, 1),
+    "uniform": rng.random,
+    "t": functools.partial(rng.standard_t, 3.0),
+  }
+  return jnp.asarray(kinds[dist](size=shape), jnp.float32)
 
 
 def _run(name, rows, weight, spec=INT4):
@@ -211,10 +216,8 @@ GRANULARITIES = {
   "block": (ql.per_block(0, 64), (3, 24)),
 }
 TENSORS = {
-  "weights": jax.random.t,
-  "activations": lambda key, df, shape: jax.nn.relu(
-    jax.random.normal(key, shape)
-  ),
+  "weights": draws.student_t((192, 24), 5.0),
+  "activations": jax.nn.relu(draws.normal((192, 24))),
 }
 
 
@@ -222,7 +225,7 @@ TENSORS = {
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("tensor", TENSORS)
 def test_on_every_tensor_and_granularity(name, granularity, tensor):
-  x = TENSORS[tensor](jax.random.key(3), 5.0, (192, 24))
+  x = TENSORS[tensor]
   cells, shape = GRANULARITIES[granularity]
   spec = base.IntSpec(6, symmetric=True)
   q = ql.chain(ql.fit(ESTIMATORS[name], spec, cells), ql.nearest())

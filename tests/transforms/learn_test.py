@@ -8,6 +8,7 @@ import pytest
 import quantlab as ql
 from quantlab.core import base
 from quantlab.transforms import learn
+from tests import draws
 
 X = jnp.array([-1.0, -0.2, 0.26, 0.9, 2.0])
 
@@ -82,7 +83,7 @@ def test_sigmoid_is_a_factor_of_the_gradient():
 
 
 def test_configurations_3_and_4_are_one_function():
-  x = 1.3 * jax.random.normal(jax.random.key(0), (500,)) + 0.2
+  x = 1.3 * draws.normal((500,)) + 0.2
   for bits in (2, 4, 8):
     signed, unsigned = base.IntSpec(bits), base.IntSpec(bits, signed=False)
     half = 2 ** (bits - 1)
@@ -106,7 +107,7 @@ def test_starts_at_the_estimated_range(name):
   spec = base.IntSpec(4, signed=False, symmetric=False)
   if kind is ql.step:
     spec = base.IntSpec(4, symmetric=True)
-  x = jax.random.normal(jax.random.key(0), (64, 6))
+  x = draws.normal((64, 6))
   start = ql.absmax if kind is ql.step else ql.minmax
   learned = ql.chain(
     ql.learned(kind, spec, ql.per_channel(-1), start=start), ql.nearest()
@@ -128,7 +129,7 @@ def test_gradient_scale_changes_the_gradient_alone():
     ql.per_tensor,
     gradient_scale=lambda count, spec: (count * spec.hi) ** -0.5,
   )
-  x = jax.random.normal(jax.random.key(0), (32, 4))
+  x = draws.normal((32, 4))
   state = plain.init(x)
 
   def total(quantizer, learned):

@@ -11,6 +11,7 @@ import pytest
 import quantlab as ql
 from quantlab.core import base, grids, qtensor
 from quantlab.transforms import divergence, estimate, observe
+from tests import draws
 
 SPEC = base.IntSpec(8, exact_zero=True)
 OBSERVERS = {
@@ -42,7 +43,7 @@ def _ends(observer, batches, spec=SPEC, **kwargs):
 
 
 def _normal(shape, seed=0):
-  return jax.random.normal(jax.random.key(seed), shape)
+  return draws.normal(shape, seed)
 
 
 def _batches(count=4, shape=(3, 200)):

@@ -9,10 +9,11 @@ import pytest
 
 import quantlab as ql
 from quantlab.transforms import plan as plans
+from tests import draws
 
 
 def _params():
-  w = jax.random.normal(jax.random.key(0), (32, 8))
+  w = draws.normal((32, 8))
   return {
     "Embed_0": {"embedding": w},
     "block": [{"kernel": w, "bias": jnp.zeros(8)}, {"kernel": 2 * w}],

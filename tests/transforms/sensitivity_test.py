@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import quantlab as ql
+from tests import draws
 
-W = {"a": {"kernel": jax.random.normal(jax.random.key(0), (256, 6))}}
+W = {"a": {"kernel": draws.normal((256, 6))}}
 MATTERS = jax.tree.map(
   lambda w: jax.random.exponential(jax.random.key(1), w.shape) ** 4, W
 )
@@ -17,8 +18,9 @@ def _loss(params, batch):
 
 
 def _batches(count):
-  keys = jax.random.split(jax.random.key(2), count)
-  return [(jax.random.normal(key, (4, 3)), jnp.ones((4, 2))) for key in keys]
+  return [
+    (draws.normal((4, 3), seed), jnp.ones((4, 2))) for seed in range(count)
+  ]
 
 
 def test_it_is_the_mean_of_squared_gradients():

@@ -8,6 +8,7 @@ import pytest
 
 import quantlab as ql
 from quantlab.transforms import plan
+from tests import draws
 
 Spec = jax.sharding.PartitionSpec
 K, N = 2048, 1024
@@ -24,7 +25,7 @@ METHODS = {
 
 def _sharded(spec):
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
-  w = jax.random.normal(jax.random.key(0), (K, N))
+  w = draws.normal((K, N))
   return jax.device_put(w, jax.sharding.NamedSharding(mesh, spec))
 
 
