@@ -50,6 +50,7 @@ from quantlab.methods.cfws import cfws
 from quantlab.methods.easyquant import easyquant, exact_outliers
 from quantlab.methods.icquant import icquant
 from quantlab.methods.lloyd import lloyd
+from quantlab.methods.lsq import lsq, lsq_plus, mean_magnitude, three_sigma
 from quantlab.methods.rtn import rtn
 from quantlab.methods.splitquant import clusterquant, splitquant
 from quantlab.transforms.compose import keep, stacked, stage
@@ -59,6 +60,7 @@ from quantlab.transforms.estimate import (
   by_gradient,
   minmax,
   mse,
+  mse_ends,
   mse_golden,
   percentile,
 )

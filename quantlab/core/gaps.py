@@ -245,10 +245,10 @@ def chi_square(positions: Array, dim: int) -> Array:
   marks = positions.shape[-1]
   group = np.arange(dim) * GROUPS // dim
   expected = jnp.asarray(np.bincount(group) * marks / dim, jnp.float32)
-  found = jnp.asarray(group)[positions]
-  counts = jnp.sum(found[..., None] == np.arange(GROUPS), axis=-2)
-  shape = (1,) * (counts.ndim - 1) + (GROUPS,)
-  expected = expected.reshape(shape)
+  found = jnp.asarray(group)[positions][..., None]
+  every = jnp.arange(GROUPS).reshape(*(1,) * (found.ndim - 1), GROUPS)
+  counts = jnp.sum(found == every, axis=-2)
+  expected = expected.reshape(*(1,) * (counts.ndim - 1), GROUPS)
   return jnp.sum((counts - expected) ** 2 / expected, axis=-1) * (
     (dim - 1) / (dim - marks)
   )

@@ -58,6 +58,7 @@ class QTensor(_Tensor):
     """Shape of the tensor."""
     return self.codes.shape
 
+  @jax.jit
   def dequantize(self) -> Array:
     """The tensor as floats."""
     codes = grids.plain(self.codes)
@@ -86,6 +87,7 @@ class Sum(_Tensor):
     """Type of the dequantized tensor."""
     return self.parts[0].dtype
 
+  @jax.jit
   def dequantize(self) -> Array:
     """The tensor as floats."""
     total, *rest = [
@@ -120,6 +122,7 @@ class Window(_Tensor):
     """Type of the dequantized tensor."""
     return self.part.dtype
 
+  @jax.jit
   def dequantize(self) -> Array:
     """The whole tensor as floats."""
     part = self.part.dequantize()

@@ -50,6 +50,7 @@ class Packed:
     words = bits.pack(_unsigned(folded, lo), bits_, place)
     return cls(words, bits_, lo, axes, dims)
 
+  @jax.jit
   def unpack(self) -> Array:
     """The integers: uint8 where `lo` is 0, else int16 or int8."""
     place, count = self.axes[-1], math.prod(self.dims)
@@ -131,6 +132,7 @@ class Digits:
     )
     return cls(jnp.moveaxis(words, 0, axes[-1]), radix, axes, dims)
 
+  @jax.jit
   def unpack(self) -> Array:
     """The integers, uint8."""
     place, count = self.axes[-1], math.prod(self.dims)
@@ -182,6 +184,7 @@ class Pair:
     """The axes that a row spans."""
     return self.first.axes
 
+  @jax.jit
   def unpack(self) -> Array:
     """The plane, uint8."""
     first, second = (
@@ -206,6 +209,7 @@ class Marks:
   axes: Shape = base.static()
   dims: Shape = base.static()
 
+  @jax.jit
   def unpack(self) -> Array:
     """The bool plane. Positions outside the row are dropped."""
     dim = math.prod(self.dims)
@@ -273,6 +277,7 @@ class GapCoded:
       packed, shuffled, tuple(outer), count, bits_, marks.axes, marks.dims
     )
 
+  @jax.jit
   def decode(self) -> Marks:
     """The marks."""
     symbols = self.symbols.unpack()
@@ -286,6 +291,7 @@ class GapCoded:
     )
     return Marks(positions, self.axes, self.dims)
 
+  @jax.jit
   def unpack(self) -> Array:
     """The bool plane."""
     return self.decode().unpack()
@@ -293,7 +299,7 @@ class GapCoded:
   def trim(self) -> "GapCoded":
     """Drops the flags that end every stream. Needs concrete values."""
     # On the host, where a size that depends on the data compiles nothing.
-    symbols = np.asarray(_unpack(self.symbols))
+    symbols = np.asarray(self.symbols.unpack())
     used = np.flatnonzero(symbols.any(axis=tuple(range(symbols.ndim - 1))))
     size = int(used[-1]) + 1 if used.size else 0
     packed = _pack(symbols[..., :size], self.bits)
@@ -324,6 +330,7 @@ class Sparse:
     index = jnp.asarray(index.astype(np.uint32))
     return cls(index, jnp.asarray(values), x.shape)
 
+  @jax.jit
   def dequantize(self) -> Array:
     """The dense tensor."""
     flat = jnp.zeros(math.prod(self.dims), self.values.dtype)
@@ -357,11 +364,6 @@ def _streams(outer: Shape) -> Shape:
   total = math.prod(outer)
   num_rows = STREAM_ROWS if total % STREAM_ROWS == 0 else total
   return (total // num_rows if num_rows else 0, num_rows)
-
-
-@jax.jit
-def _unpack(packed: Packed) -> Array:
-  return packed.unpack()
 
 
 @functools.partial(jax.jit, static_argnums=1)

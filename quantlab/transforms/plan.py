@@ -151,17 +151,21 @@ def quantize(
   quantizer: Any,
   tree: PyTree,
   *,
+  state: State | None = None,
   key: Array | None = None,
   sensitivity: PyTree = None,
 ) -> PyTree:
   """Quantizes a tree once and stores it: init, apply, pack.
 
   Leaf by leaf, each under `jit`, so that beside the tree there is never more
-  than one leaf's work in memory.
+  than one leaf's work in memory. With the state of a training the result
+  dequantizes to the very values that its loss saw.
 
   Args:
     quantizer: a plan, or a quantizer for every leaf.
     tree: a pytree of float arrays (params, `nnx.State`, one array).
+    state: of the plan, or of the quantizer if the tree is one array, as its
+      `init` and a training left it; None starts from the tree.
     key: for random stages.
     sensitivity: a tree like it of what each weight's squared error counts, at
       least 0; `ql.sensitivity` makes one. Without it all count alike. It moves
@@ -192,13 +196,16 @@ def quantize(
     )
   keys = _keys(key, len(assigned))
   weights = {} if sensitivity is None else leaves(sensitivity)
+  states = {} if state is None else _by_path(quantizer, state)
 
   def one(path, leaf, leaf_key):
     with naming(path):
-      weight = weights.get(path)
+      weight, known = weights.get(path), states.get(path)
       if weights and weight is None:
         raise ValueError(f"has no sensitivity; there are {[*weights]}")
-      return quantize_leaf(assigned[path], leaf, leaf_key, weight)
+      if state is not None and known is None:
+        raise ValueError(f"has no state; there are {[*states]}")
+      return quantize_leaf(assigned[path], leaf, leaf_key, weight, known)
 
   done = [
     one(*item) for item in zip(assigned, _values(tree), keys, strict=True)
@@ -211,6 +218,7 @@ def quantize_leaf(
   x: Any,
   key: Array | None = None,
   sensitivity: Array | None = None,
+  state: State | None = None,
 ) -> Any:
   """Quantizes and stores one tensor; see `quantize`."""
   if quantizer is compose.keep():
@@ -218,7 +226,7 @@ def quantize_leaf(
   check(x)
   if sensitivity is not None:
     x = weighted(x, sensitivity)
-  return store.compact(_deployed(quantizer)(x, key))
+  return store.compact(_deployed(quantizer)(x, key, state))
 
 
 def weighted(x: Any, sensitivity: Array) -> qtensor.QTensor:
@@ -265,14 +273,17 @@ def _count_bad(x: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=512)
-def _deployed(quantizer: Quantizer) -> Callable[[Any, Array | None], Any]:
+def _deployed(quantizer: Quantizer) -> Callable[..., Any]:
   stages = compose.series(quantizer, store.pack())
 
   @jax.jit
-  def run(x, key):
-    state = jax.eval_shape(stages.init, x)
-    if jax.tree.leaves(state):  # else it is all structure, and costs nothing
-      state = stages.init(x)
+  def run(x, key, state):
+    if state is not None:
+      state = compose.gather([state, State()])
+    else:
+      state = jax.eval_shape(stages.init, x)
+      if jax.tree.leaves(state):  # else it is all structure, and costs nothing
+        state = stages.init(x)
     return qtensor.lower(stages.apply(x, state, key)[0])
 
   return run
@@ -283,6 +294,15 @@ def _series(*quantizers: Quantizer) -> Quantizer:
   """One object per combination, so that its compiled form is found again."""
   stages = [q for q in quantizers if q is not compose.keep()]
   return compose.series(*stages) if stages else compose.keep()
+
+
+def _by_path(quantizer: Any, state: State) -> dict[str, State]:
+  if not isinstance(quantizer, Plan):
+    return {"": state}
+  return {
+    path: State(learned, state.stats[path])
+    for path, learned in state.learned.items()
+  }
 
 
 def _plan(

@@ -9,11 +9,17 @@ from quantlab.transforms import compose
 Array = jax.Array
 
 
-def nearest() -> base.Quantizer:
+def nearest(*, margin: float = 0.0) -> base.Quantizer:
   """Clips, then rounds half to even; the gradient passes straight through.
 
   The order matters: rounded first, every saturated code would sit on the clip
   bound, where the derivative of a clip is not defined.
+
+  Args:
+    margin: how far past the smallest and the largest code, in codes, a value
+      still counts as inside the range, where its gradient passes. It does not
+      change what is rounded to. LSQ has none. With 0.5 inside is what rounds to
+      a code, as the gradients of arXiv 2404.16898 have it.
 
   Example:
     >>> import quantlab as ql
@@ -22,7 +28,7 @@ def nearest() -> base.Quantizer:
     >>> print(ql.dequantize(ql.quantize(q, x)).round(3))
     [-1.    -0.067  0.067  1.   ]
   """
-  return compose.stage(lambda q: _rounded(q, numerics.ste_round))
+  return compose.stage(lambda q: _rounded(q, numerics.ste_round, margin))
 
 
 def stochastic() -> base.Quantizer:
@@ -48,7 +54,10 @@ def stochastic() -> base.Quantizer:
   return base.Quantizer(init=lambda q: base.State(), apply=apply)
 
 
-def _rounded(q, rounding):
-  lo, hi = q.grid.bounds
-  codes = rounding(jax.lax.clamp(float(lo), q.codes, float(hi)))
+def _rounded(q, rounding, margin=0.0):
+  lo, hi = map(float, q.grid.bounds)
+  codes = rounding(jax.lax.clamp(lo - margin, q.codes, hi + margin))
+  if margin:  # it may round past the ends
+    past = jax.lax.stop_gradient(jax.lax.clamp(lo, codes, hi) - codes)
+    codes = codes + past
   return qtensor.QTensor(codes, q.grid, q.dtype)

@@ -106,7 +106,10 @@ def _config(sections, **data):
     "model": {"path": model.path, "dtype": "bfloat16"},
     "data": {"source": whole.source, "tokens": 32, "limit": 2, **data},
     "sensitivity": {"batches": 2},
-    "rules": [["embeddings|norm|bias|head", "keep"], ["kernel$", "weights"]],
+    "rules": [
+      ["embeddings|norm|bias|head|attention", "keep"],
+      ["kernel$", "weights"],
+    ],
     "methods": {"sk": {"method": "lloyd", "sensitivity": True}},
     "weights": {"method": None, "bits": None},
     "sweep": {"sk": {"bits": [2, 4]}},
