@@ -13,8 +13,9 @@ LOCKS := requirements.lock requirements-model.lock
 LOCKED := $(VENV)/.locked
 STAMP  := $(VENV)/.installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
-# More workers than this only compile the same programs more often.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8
+# Tests of a file share compiled programs, so they stay on one worker. More
+# workers than this only compile the same programs more often.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -7,7 +7,15 @@ qparams = ql.quantize(plan, params)
 logits = ql.apply(model, {"params": qparams}, x)
 """
 
-from quantlab.apply import apply, calibrate, sites
+from quantlab.apply import (
+  apply,
+  calibrate,
+  check_uses,
+  grad_state,
+  grad_tap,
+  overwritten,
+  sites,
+)
 from quantlab.checkpoint import restore, save
 from quantlab.core.base import (
   INT2,

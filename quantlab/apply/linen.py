@@ -6,9 +6,9 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from quantlab.apply import packed, taps
+from quantlab.apply import gradients, packed, taps
 from quantlab.core import base, qtensor
-from quantlab.transforms import plan
+from quantlab.transforms import compose, plan
 
 PyTree = Any
 
@@ -21,6 +21,8 @@ def apply(
   *args: Any,
   acts: Any = None,
   state: base.State | None = None,
+  grads: Any = None,
+  grad_state: dict[str, gradients.Carried] | None = None,
   **kwargs: Any,
 ) -> Any:
   """`model.apply(variables, *args, **kwargs)`, quantized.
@@ -40,10 +42,15 @@ def apply(
   batch; the statistics that are returned have seen the batch, and an evaluation
   drops them.
 
-  A state goes through flax transforms in the collection `acts`. One that lifts
-  collections by name has to lift it: `nn.scan` over layers and `nn.vmap` with
-  `variable_axes={"params": 0, "acts": 0}`, which gives each layer a state of
-  its own, `nn.RNN` and `nn.scan` over time with `variable_carry="acts"`.
+  With `grads`, the gradient that arrives at a site from above is quantized
+  before it goes on, and the call itself is unchanged; see `grad_tap`. Of a
+  layer's `out` it is what both products of its backward pass read.
+
+  A state goes through flax transforms in the collection `acts`, that of
+  gradients in `grads`. One that lifts collections by name has to lift them:
+  `nn.scan` over layers and `nn.vmap` with `variable_axes={"params": 0, "acts":
+  0}`, which gives each layer a state of its own, `nn.RNN` and `nn.scan` over
+  time with `variable_carry="acts"`.
 
   Args:
     model: an unbound linen module.
@@ -53,16 +60,21 @@ def apply(
       keep())])`, or a quantizer for every site.
     state: of the quantizers of activations, from `calibrate`. Those that have
       none, such as `rtn`, need none.
+    grads: a plan over sites, or a quantizer for every site, of gradients.
+    grad_state: of the quantizers of gradients, from `grad_state`; the gradient
+      with respect to it is its next value, for `overwritten`.
     **kwargs: of `model.apply`, such as `method`, `rngs`, `mutable`. Quantizers
-      that need a key get it from the stream `rngs={"acts": key}`.
+      that need a key get it from the streams `rngs={"acts": key, "grads":
+      key}`.
 
   Returns:
     What `model.apply` returns; with `acts` a pair of that and the statistics
     `{site: ...}`, in the structure of `state.stats`.
 
   Raises:
-    ValueError: a rule of `acts` places a quantizer on no site, a site has no
-      rule or its state is missing, or a flax transform does not lift the state.
+    ValueError: a rule of `acts` or `grads` places a quantizer on no site, a
+      site has no rule or its state is missing, or a flax transform does not
+      lift the state.
 
   Example:
     >>> import jax.numpy as jnp
@@ -78,18 +90,34 @@ def apply(
     >>> w8a8.shape
     (1, 8)
   """
-  if acts is None:
-    if state is not None:
-      raise ValueError("a state needs the plan that it belongs to: give acts")
+  for name, needed, given in (
+    ("state", "acts", state is not None and acts is None),
+    ("grad_state", "grads", grad_state is not None and grads is None),
+  ):
+    if given:
+      raise ValueError(f"a {name} needs the plan it belongs to: give {needed}")
+  if acts is None and grads is None:
     with nn.intercept_methods(packed.intercept):
       return model.apply(variables, *args, **kwargs)
-  found, rules = {}, plan.as_plan(acts)
-  visit = taps.recorded(found, _quantize(rules))
+  found = {}
+  rules = {
+    name: plan.as_plan(compose.keep() if given is None else given)
+    for name, given in (("acts", acts), ("grads", grads))
+  }
+  visit = _quantize(rules["acts"])
+  if grads is not None:
+    visit = gradients.visit(rules["grads"], visit)
+    carried = taps.nest(grad_state or {})
+    variables = {**variables, gradients.COLLECTION: carried}
+  visit = taps.recorded(found, visit)
   entries = {} if state is None else _entries(state)
-  token = taps.token("quantize", acts)
+  token = taps.token("quantize", acts, grads)
   out, entries = run(visit, model, variables, args, kwargs, entries, token)
-  if rules.unused(found):  # unless the rest is behind an nn.jit
-    taps.check_used(rules, sites(model, variables, *args, **kwargs))
+  for each in rules.values():
+    if each.unused(found):  # unless the rest is behind an nn.jit
+      taps.check_used(each, sites(model, variables, *args, **kwargs))
+  if acts is None:
+    return out
   return out, {site: entry.stats for site, entry in entries.items()}
 
 
@@ -131,6 +159,35 @@ def sites(
 
   jax.eval_shape(walk, arrays)
   return found
+
+
+def grad_state(
+  model: nn.Module, variables: PyTree, *args: Any, grads: Any, **kwargs: Any
+) -> dict[str, gradients.Carried]:
+  """The first states of the gradients' quantizers.
+
+  Args:
+    model: an unbound linen module.
+    variables: its variables, or their shapes.
+    *args: of the model's method; shapes will do.
+    grads: a plan over sites, or a quantizer for every site; see `apply`.
+    **kwargs: of `model.apply`.
+
+  Returns:
+    `{site: Carried}` for every site that is not kept.
+
+  Raises:
+    ValueError: a rule places its quantizer on no site, or one of them learns.
+  """
+  found = sites(model, variables, *args, **kwargs)
+  rules = plan.as_plan(grads)
+  taps.check_used(rules, found)
+  states = {}
+  for site, quantizer in rules.assign(found).items():
+    if quantizer is not compose.keep():
+      with plan.naming(site):
+        states[site] = gradients.carry(quantizer, found[site])
+  return states
 
 
 def run(

@@ -173,7 +173,7 @@ def _check_lifted(module: nn.Module) -> None:
     )
 
 
-def nest(entries: dict[str, Entry]) -> PyTree:
+def nest(entries: dict[str, Any]) -> PyTree:
   """The collection that holds the entries of sites."""
   paths = {site: tuple(site.split("/")) for site in entries}
   flat = {(*p[:-1], f"<{p[-1]}>"): entries[site] for site, p in paths.items()}

@@ -277,7 +277,7 @@ def _deployed(quantizer: Quantizer) -> Callable[..., Any]:
   stages = compose.series(quantizer, store.pack())
 
   @jax.jit
-  def run(x, key, state):
+  def run(x, key, state=None):
     if state is not None:
       state = compose.gather([state, State()])
     else:

@@ -9,7 +9,7 @@ import pytest
 import quantlab as ql
 from tests import tiny_models as tiny
 
-BATCHES = [tiny.normal(4, 6), 2 * tiny.normal(4, 6, seed=1), tiny.normal(2, 6)]
+BATCHES = [tiny.normal(4, 6), 3 * tiny.normal(4, 6, seed=1), tiny.normal(2, 6)]
 ACTS = tiny.on("in$")
 
 

@@ -17,7 +17,7 @@ NORMAL = statistics.NormalDist()
 
 
 @functools.cache
-def _quantiles(count=200_000):
+def _quantiles(count=50_000):
   """Points of equal probability of a normal density, as one column."""
   at = (np.arange(count) + 0.5) / count
   x = np.array([NORMAL.inv_cdf(p) for p in at])

@@ -362,19 +362,23 @@ WATCHERS = {
     for n, e in ESTIMATORS.items()
   },
 }
+GRANULARITIES = {
+  "tensor": (ql.per_tensor, (1, 1, 1)),
+  "channel": (ql.per_channel(-1), (1, 1, 16)),
+  "block": (ql.per_block(-1, 8), (1, 40, 2)),
+}
+# Rows are rows to an estimator: each sees two of the three kinds of them.
+CELLS = [
+  (name, cells)
+  for i, name in enumerate(WATCHERS)
+  for j, cells in enumerate(GRANULARITIES)
+  if i % 3 == j or name in ("extremes", "ema minmax", "histogram minmax")
+]
 
 
-@pytest.mark.parametrize("name", WATCHERS)
-@pytest.mark.parametrize(
-  ("granularity", "cells"),
-  [
-    (ql.per_tensor, (1, 1, 1)),
-    (ql.per_channel(-1), (1, 1, 16)),
-    (ql.per_block(-1, 8), (1, 40, 2)),
-  ],
-  ids=["tensor", "channel", "block"],
-)
-def test_on_activations_and_weights(name, granularity, cells):
+@pytest.mark.parametrize(("name", "granularity"), CELLS)
+def test_on_activations_and_weights(name, granularity):
+  granularity, cells = GRANULARITIES[granularity]
   spec = base.IntSpec(6, symmetric=True)
   quantizer = ql.chain(
     observe.tracked(WATCHERS[name], spec, granularity), ql.nearest()
