@@ -41,13 +41,26 @@ _KEEP = Quantizer(
 def series(*quantizers: Quantizer) -> Quantizer:
   """`chain` for quantizers of one tensor."""
 
-  def init(q):
+  def every(q):
     states = []
     for quantizer in quantizers:
       states.append(quantizer.init(q))
       # A later stage starts from the refined tensor. A random stage needs a
       # key even here; any will do, since only the structure is kept.
       q, _ = quantizer.apply(q, states[-1], jax.random.key(0))
+    return gather(states)
+
+  def init(q):
+    # Only what a stage keeps is computed, and what that starts from.
+    states = [
+      part for _, part, _ in scatter(quantizers, jax.eval_shape(every, q), None)
+    ]
+    keeps = [i for i, state in enumerate(states) if jax.tree.leaves(state)]
+    last = max(keeps, default=-1)
+    for i in range(last + 1):
+      states[i] = quantizers[i].init(q)
+      if i < last:
+        q, _ = quantizers[i].apply(q, states[i], jax.random.key(0))
     return gather(states)
 
   def apply(q, state, key=None):
@@ -58,6 +71,16 @@ def series(*quantizers: Quantizer) -> Quantizer:
     return q, tuple(stats)
 
   return Quantizer(init, apply)
+
+
+def needed(init: Callable[[Any], State]) -> Callable[[Any], State]:
+  """The same, which computes nothing where nothing is kept."""
+
+  def init_or_shape(q):
+    shapes = jax.eval_shape(init, q)
+    return init(q) if jax.tree.leaves(shapes) else shapes
+
+  return init_or_shape
 
 
 def gather(states: Sequence[State]) -> State:
@@ -82,7 +105,7 @@ def scatter(
 def lifted(quantizer: Quantizer) -> Quantizer:
   """The same for float arrays too, which count as trivial tensors."""
   return Quantizer(
-    init=lambda q: quantizer.init(qtensor.lift(q)),
+    init=needed(lambda q: quantizer.init(qtensor.lift(q))),
     apply=lambda q, state, key=None: quantizer.apply(
       qtensor.lift(q), state, key
     ),

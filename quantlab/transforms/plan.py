@@ -281,9 +281,7 @@ def _deployed(quantizer: Quantizer) -> Callable[..., Any]:
     if state is not None:
       state = compose.gather([state, State()])
     else:
-      state = jax.eval_shape(stages.init, x)
-      if jax.tree.leaves(state):  # else it is all structure, and costs nothing
-        state = stages.init(x)
+      state = stages.init(x)
     return qtensor.lower(stages.apply(x, state, key)[0])
 
   return run
