@@ -45,6 +45,15 @@ from quantlab.core.numerics import (
   per_output,
   per_tensor,
 )
+from quantlab.core.parameterization import (
+  Learned,
+  beta_gamma,
+  beta_gamma_sigmoid,
+  min_max,
+  scale_offset,
+  scale_zero,
+  step,
+)
 from quantlab.core.qtensor import (
   QTensor,
   Sum,
@@ -74,17 +83,7 @@ from quantlab.transforms.estimate import (
 )
 from quantlab.transforms.fit import fit, tables
 from quantlab.transforms.labels import beyond, clusters, outliers, tails
-from quantlab.transforms.learn import (
-  Learned,
-  beta_gamma,
-  beta_gamma_sigmoid,
-  learned,
-  min_max,
-  project,
-  scale_offset,
-  scale_zero,
-  step,
-)
+from quantlab.transforms.learn import integer_zero, learned, project
 from quantlab.transforms.levels import kmeans
 from quantlab.transforms.observe import ema, extremes, histogram, tracked
 from quantlab.transforms.partition import (

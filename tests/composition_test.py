@@ -56,7 +56,7 @@ LEAVES = {
 }
 
 METHODS = {
-  "icquant": lambda inner: ql.icquant(inner, ratio=0.1),
+  "icquant": lambda inner: ql.icquant(inner, ratio=0.1, shuffle=False),
   "exact_outliers": lambda inner: ql.exact_outliers(inner, sigmas=2.0),
   "splitquant": ql.splitquant,
   "clusterquant": ql.clusterquant,

@@ -125,7 +125,7 @@ CASES = {
     ql.icquant(ql.rtn(2)), lambda q: _affine(2, 3 * N) + _gap_code(q)
   ),
   "icquant_lloyd2": Case(
-    ql.icquant(ql.lloyd(2), ratio=0.08, gap_bits=5),
+    ql.icquant(ql.lloyd(2), ratio=0.08, gap_bits=5, shuffle=False),
     lambda q: 2 * K * N + 2 * 4 * 32 * N + _gap_code(q),
   ),
   "icquant_all": Case(

@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantlab.core import base, grids, histograms, qtensor, stored
+from quantlab.core import (
+  base,
+  grids,
+  histograms,
+  parameterization,
+  qtensor,
+  stored,
+)
 
 # What a tree may be made of, besides arrays and scalars. One more dataclass or
 # NamedTuple is one more name here.
@@ -23,8 +30,8 @@ _CLASSES: dict[str, Any] = {
   cls.__name__: cls
   for cls in [
     *(dict, flax_core.FrozenDict, list, tuple),
-    *(base.IntSpec, base.Range, base.Seen, base.State),
-    histograms.Histogram,
+    *(base.IntSpec, base.Range, base.Seen, base.Since, base.State),
+    *(histograms.Histogram, parameterization.Learned),
     *(grids.Affine, grids.Codebook, grids.Labelled, grids.Raw, grids.Tails),
     *(qtensor.QTensor, qtensor.Sum, qtensor.Window),
     *(stored.Digits, stored.GapCoded, stored.Marks, stored.Packed),

@@ -142,6 +142,18 @@ class Seen(NamedTuple):
   stats: PyTree
 
 
+class Since(NamedTuple):
+  """The statistics of an observer that estimates every so often.
+
+  Attributes:
+    steps: int32 `[R]`, tensors since the range was estimated.
+    range: it.
+  """
+
+  steps: Array
+  range: Range
+
+
 class Estimator(Protocol):
   """Chooses the range of every row, of each on its own."""
 

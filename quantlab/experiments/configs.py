@@ -22,9 +22,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, numerics
-from quantlab.methods import cfws, easyquant, icquant, lloyd, rtn, splitquant
-from quantlab.transforms import compose, divergence, estimate, levels, observe
+from quantlab.core import base, numerics, parameterization
+from quantlab.methods import (
+  cfws,
+  easyquant,
+  icquant,
+  lloyd,
+  lsq,
+  rtn,
+  splitquant,
+)
+from quantlab.transforms import (
+  compose,
+  divergence,
+  estimate,
+  levels,
+  observe,
+)
 
 Plain = Any
 """Scalars, strings, None, lists and dicts of them: what JSON holds."""
@@ -41,6 +55,8 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "splitquant": splitquant.splitquant,
     "clusterquant": splitquant.clusterquant,
     "cfws": cfws.cfws,
+    "lsq": lsq.lsq,
+    "lsq_plus": lsq.lsq_plus,
   },
   base.Granularity: {
     "per_tensor": lambda: numerics.per_tensor,
@@ -55,6 +71,10 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "percentile": estimate.percentile,
     "mse": functools.partial(estimate.mse, None, None, None),
     "mse_golden": estimate.mse_golden,
+    "mse_ends": estimate.mse_ends,
+    "cosine": estimate.cosine,
+    "mean_magnitude": lambda: lsq.mean_magnitude,
+    "three_sigma": lambda: lsq.three_sigma,
     "kl": divergence.kl,
     "kl_improved": divergence.kl_improved,
     "by_gradient": estimate.by_gradient,
@@ -63,6 +83,11 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "ema": observe.ema,
     "extremes": observe.extremes,
     "histogram": observe.histogram,
+    "periodic": observe.periodic,
+  },
+  parameterization.Parameterization: {
+    name: functools.partial(lambda kind: kind, kind)
+    for name, kind in parameterization.PARAMETERIZATIONS.items()
   },
   base.LevelFitter: {"kmeans": levels.kmeans},
 }
@@ -74,6 +99,7 @@ _KINDS = {
   base.Estimator: "estimator",
   base.Observer: "observer",
   base.LevelFitter: "level fitter",
+  parameterization.Parameterization: "parameterization",
 }
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _WORDS = {int: "an integer", float: "a number", bool: "True or False"}
@@ -145,7 +171,7 @@ def build(
     ...
     quantlab.experiments.configs.InputError: config.bit: rtn has no such
     argument; did you mean 'bits'? Known: bits, symmetric, narrow, exact_zero,
-    granularity, estimator, observer, dtype
+    granularity, estimator, observer, hindsight, learned, stochastic, dtype
   """
   shared = shared or Shared({}, where)
   known = dict.fromkeys(

@@ -1,34 +1,99 @@
-"""Trains a linen classifier, and reads its logits.
+"""Trains a linen model, with any of its tensors quantized, and runs it.
 
-No randomness is in here: the caller draws the first variables and orders the
-batches, so equal arguments give equal results.
+No randomness is in here but what is folded from a seed and the number of a
+step: equal arguments give equal results, wherever a training was interrupted.
 
-Shape letters: B batch, N images, C classes.
+Shape letters: B batch, N examples, C classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import itertools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+
+import quantlab as ql
+from quantlab.transforms import plan
 
 Array = jax.Array
 PyTree = Any
 
 Batch = tuple[np.ndarray, np.ndarray]
-"""Images `[B, ...]` and integer labels `[B]`."""
+"""What a model reads, `[B, ...]`, and what it should say, `[B, ...]`."""
 
-Step = Callable[..., tuple[PyTree, optax.OptState, Array]]
-"""`step(variables, state, images, labels) -> (variables, state, loss)`, where
-`state` is the optimizer's."""
+Objective = Callable[[Array, Array], Array]
+"""`objective(output, labels) -> [B]` losses."""
 
 _LOG = logging.getLogger(__name__)
 _LINES = 10  # Of a run, in the log.
+
+
+class Plans(NamedTuple):
+  """What is quantized in a training; None is nothing.
+
+  Attributes:
+    weights: of the params.
+    acts: of the model's sites.
+    grads: of the gradients at the model's sites.
+  """
+
+  weights: Any = None
+  acts: Any = None
+  grads: Any = None
+
+
+NOTHING = Plans()
+
+
+class Training(NamedTuple):
+  """All that a step reads and writes.
+
+  Attributes:
+    step: int32, updates so far.
+    variables: of the model: params, and what it writes itself.
+    weights: state of the plan of weights.
+    acts: state of the plan of activations, by site.
+    grads: states of the plan of gradients, by site.
+    optimizer: its state.
+  """
+
+  step: Array
+  variables: PyTree
+  weights: ql.State
+  acts: ql.State
+  grads: dict[str, Any]
+  optimizer: optax.OptState
+
+
+class Seen(NamedTuple):
+  """What a step says.
+
+  Attributes:
+    loss: the mean over the batch, before the update.
+    finite: whether it and all gradients are.
+    bad: by path, whether a leaf's gradient holds NaN or Inf.
+    uses: what came back as the gradients' states; see `ql.check_uses`.
+  """
+
+  loss: Array
+  finite: Array
+  bad: dict[str, Array]
+  uses: dict[str, Any]
+
+
+Step = Callable[[Training, Any, Any], tuple[Training, Seen]]
+"""`step(training, inputs, labels) -> (training, seen)`."""
+
+
+def cross_entropy(logits: Any, labels: Any) -> Array:
+  """The surprise `[B]` at labels `[B]`."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def sgd(
@@ -49,9 +114,7 @@ def sgd(
     the scale of the identity branch, which they say makes little difference.
   """
   return optax.chain(
-    optax.add_decayed_weights(
-      weight_decay, mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
-    ),
+    optax.add_decayed_weights(weight_decay, mask=kernels),
     optax.sgd(
       optax.cosine_decay_schedule(learning_rate, steps),
       momentum=0.9,
@@ -60,37 +123,223 @@ def sgd(
   )
 
 
-def step(model: nn.Module, optimizer: optax.GradientTransformation) -> Step:
-  """One update of a classifier towards the labels of a batch, compiled.
+def kernels(tree: PyTree) -> PyTree:
+  """Whether each leaf is a kernel, not a vector; a mask for weight decay."""
+  return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+
+def separate(
+  params: optax.GradientTransformation, ranges: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """One optimizer for the params, another for what is learned of ranges.
+
+  Ranges want a rate of their own and no weight decay.
 
   Args:
-    model: `model.apply(variables, images)` gives logits `[B, C]`.
-    optimizer: of the params. Other collections, such as `batch_stats`, become
-      what the model writes into them.
+    params: of the model's params.
+    ranges: of what the plans of weights and activations learn.
+  """
+  labels = {"params": "params", "weights": "ranges", "acts": "ranges"}
+  return optax.multi_transform({"params": params, "ranges": ranges}, labels)
+
+
+def start(
+  model: nn.Module,
+  variables: PyTree,
+  optimizer: optax.GradientTransformation,
+  plans: Plans = NOTHING,
+  batch: Batch | None = None,
+) -> Training:
+  """The training before its first step.
+
+  Args:
+    model: `model.apply(variables, inputs)` gives an array.
+    variables: where to start.
+    optimizer: of `{"params": ..., "weights": ..., "acts": ...}`: the params and
+      what is learned by the plans.
+    plans: what is quantized.
+    batch: what ranges of activations start from, and shapes of gradients.
+
+  Raises:
+    ValueError: activations or gradients are quantized and there is no batch, or
+      a plan does not fit the model.
+  """
+  params = variables["params"]
+  weights, acts, grads = ql.State({}, {}), ql.State({}, {}), {}
+  if plans.weights is not None:
+    weights = plan.as_plan(plans.weights).init(params)
+  if batch is None and (plans.acts is not None or plans.grads is not None):
+    raise ValueError("quantized activations and gradients start from a batch")
+  if plans.acts is not None and batch is not None:
+    acts = ql.calibrate(model, variables, [batch[0]], plans.acts, track=_quiet)
+  if plans.grads is not None and batch is not None:
+    grads = ql.grad_state(model, variables, batch[0], grads=plans.grads)
+  moved = {"params": params, "weights": weights.learned, "acts": acts.learned}
+  return Training(
+    jnp.zeros((), jnp.int32),
+    variables,
+    weights,
+    acts,
+    grads,
+    optimizer.init(moved),
+  )
+
+
+def _quiet(batches: Iterable[Any], text: str) -> Iterable[Any]:
+  del text
+  return batches
+
+
+def quantized(
+  model: nn.Module, plans: Plans, training: Training, params: PyTree
+) -> Callable[..., Array]:
+  """The model as an evaluation runs it: every range stays what it is.
+
+  Args:
+    model: as in `start`.
+    plans: what is quantized.
+    training: where ranges and what the model wrote come from.
+    params: float, or packed by `deploy`; floats are rounded.
 
   Returns:
-    The step; its loss is the mean cross-entropy before the update.
+    `inputs -> outputs`.
+  """
+  variables = {**training.variables, "params": params}
+  if plans.acts is None:
+    return functools.partial(ql.apply, model, variables)
+
+  def run(inputs):
+    return ql.apply(
+      model, variables, inputs, acts=plans.acts, state=training.acts
+    )[0]
+
+  return run
+
+
+def rounded(plans: Plans, training: Training) -> PyTree:
+  """The params as the loss sees them, floats on their grids."""
+  params = training.variables["params"]
+  if plans.weights is None:
+    return params
+  weights = plan.as_plan(plans.weights)
+  q, _ = weights.apply(params, training.weights, jax.random.key(0))
+  return ql.dequantize(q)
+
+
+def deploy(plans: Plans, training: Training) -> PyTree:
+  """The params packed: they dequantize to what the loss saw."""
+  params = training.variables["params"]
+  if plans.weights is None:
+    return params
+  weights = plan.as_plan(plans.weights)
+  return ql.quantize(
+    weights, params, state=training.weights, key=jax.random.key(0)
+  )
+
+
+def step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  plans: Plans = NOTHING,
+  *,
+  objective: Objective = cross_entropy,
+  seed: int = 0,
+) -> Step:
+  """One update of a model towards the labels of a batch, compiled.
+
+  Weights are rounded inside the loss, activations and gradients at their sites.
+  What the plans learn moves with the params and is made valid again
+  (`ql.project`); what they track follows the batch. On several devices a batch
+  that is spread over them counts as one: ranges are of all of it.
+
+  Args:
+    model: as in `start`. Collections other than params become what the model
+      writes into them.
+    optimizer: as in `start`.
+    plans: what is quantized.
+    objective: losses of the outputs.
+    seed: of random rounding.
+
+  Returns:
+    The step.
   """
 
-  def loss(params, rest, images, labels):
-    logits, rest = model.apply(
-      {"params": params, **rest}, images, mutable=[*rest]
+  def loss(moved, carried, training, inputs, labels, key):
+    w_key, a_key, g_key = jax.random.split(key, 3)
+    params, w_stats = moved["params"], training.weights.stats
+    if plans.weights is not None:
+      state = ql.State(moved["weights"], w_stats)
+      q, w_stats = plan.as_plan(plans.weights).apply(params, state, w_key)
+      params = ql.dequantize(q)
+    rest = {k: v for k, v in training.variables.items() if k != "params"}
+    given: dict[str, Any] = {"rngs": {"acts": a_key, "grads": g_key}}
+    if plans.acts is not None:
+      state = ql.State(moved["acts"], training.acts.stats)
+      given |= {"acts": plans.acts, "state": state}
+    if plans.grads is not None:
+      given |= {"grads": plans.grads, "grad_state": carried}
+    out = ql.apply(
+      model, {"params": params, **rest}, inputs, mutable=[*rest], **given
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), rest
+    a_stats = training.acts.stats
+    if plans.acts is not None:
+      out, a_stats = out
+    outputs, rest = out
+    return objective(outputs, labels).mean(), (rest, w_stats, a_stats)
 
   @jax.jit
-  def update(variables, state, images, labels):
-    params = variables["params"]
-    rest = {key: variables[key] for key in variables if key != "params"}
-    (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(
-      params, rest, images, labels
+  def update(training, inputs, labels):
+    moved = {
+      "params": training.variables["params"],
+      "weights": training.weights.learned,
+      "acts": training.acts.learned,
+    }
+    key = jax.random.fold_in(jax.random.key(seed), training.step)
+    (value, (rest, w_stats, a_stats)), (slopes, seen) = jax.value_and_grad(
+      loss, (0, 1), has_aux=True
+    )(moved, training.grads, training, inputs, labels, key)
+    moves, state = optimizer.update(slopes, training.optimizer, moved)
+    new: Any = optax.apply_updates(moved, moves)
+    after = Training(
+      training.step + 1,
+      {"params": new["params"], **rest},
+      ql.State(ql.project(new["weights"]), w_stats),
+      ql.State(ql.project(new["acts"]), a_stats),
+      ql.overwritten(training.grads, seen),
+      state,
     )
-    moves, state = optimizer.update(grads, state, params)
-    params = optax.apply_updates(params, moves)
-    return {"params": params, **rest}, state, value
+    bad = {
+      path: ~jnp.isfinite(leaf).all()
+      for path, leaf in plan.leaves(slopes).items()
+    }
+    finite = jnp.isfinite(value) & ~jnp.any(jnp.stack([*bad.values()]))
+    return after, Seen(value, finite, bad, seen)
 
   return update
+
+
+def stream(
+  batches: Callable[[int], Iterable[Batch]], first: int = 0
+) -> Iterator[Batch]:
+  """The batches of all epochs, from number `first` on.
+
+  Args:
+    batches: from the number of an epoch, 0 first, to its batches.
+    first: batches to leave out: those of an earlier start.
+
+  Raises:
+    ValueError: an epoch without batches.
+  """
+
+  def every():
+    for epoch in itertools.count():
+      batch = None
+      for batch in batches(epoch):
+        yield batch
+      if batch is None:
+        raise ValueError(f"{epoch=} has no batches to train on")
+
+  return itertools.islice(every(), first, None)
 
 
 def fit(
@@ -102,10 +351,10 @@ def fit(
   steps: int,
   track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> PyTree:
-  """Trains a classifier.
+  """Trains a classifier in floats.
 
   Args:
-    model: as in `step`.
+    model: as in `start`.
     variables: where to start.
     batches: from the number of an epoch, 0 first, to its batches. Their shapes
       should be few: each is compiled once.
@@ -121,45 +370,49 @@ def fit(
     FloatingPointError: a loss that is not finite.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> images = np.eye(2, dtype=np.float32)
     >>> labels = np.array([1, 0])
     >>> model = nn.Dense(2)
-    >>> start = model.init(jax.random.key(0), images)
+    >>> first = model.init(jax.random.key(0), images)
     >>> found = fit(
-    ...   model, start, lambda epoch: [(images, labels)], sgd(50), steps=50
+    ...   model, first, lambda epoch: [(images, labels)], sgd(50), steps=50
     ... )
     >>> accuracy(model, found, [(images, labels)])
     1.0
   """
+  optimizer = separate(optimizer, optax.set_to_zero())
   update = step(model, optimizer)
-  state = optimizer.init(variables["params"])
+  training = start(model, variables, optimizer)
   every = max(1, steps // _LINES)
-  stream = _stream(batches)
-  for i, (images, labels) in zip(track(range(steps)), stream, strict=False):
-    variables, state, loss = update(variables, state, images, labels)
-    if not np.isfinite(loss):
-      raise FloatingPointError(_diagnosis(i, steps, loss, images, labels))
+  for i, batch in zip(track(range(steps)), stream(batches), strict=False):
+    training, seen = update(training, *batch)
+    check(i, steps, seen, batch)
     if i % every == 0 or i == steps - 1:
-      _LOG.info("step %d of %d: loss %.4f", i, steps, loss)
-  return variables
+      _LOG.info("step %d of %d: loss %.4f", i, steps, seen.loss)
+  return training.variables
 
 
-def _stream(batches: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
-  for epoch in itertools.count():
-    batch = None
-    for batch in batches(epoch):
-      yield batch
-    if batch is None:
-      raise ValueError(f"{epoch=} has no batches to train on")
+def check(i: int, steps: int, seen: Seen, batch: Batch) -> None:
+  """Refuses a step whose loss or gradient is not finite.
 
-
-def _diagnosis(i, steps, loss, images, labels) -> str:
-  return (
-    f"step {i} of {steps}: the loss is {loss}; finite images: "
-    f"{np.isfinite(images).all()}, labels {labels.min()} to {labels.max()}; "
-    "if those are right, lower the learning rate"
-  )
+  Raises:
+    FloatingPointError: says which leaf's gradient is bad first, and what the
+      batch was.
+    ValueError: places share a state; see `ql.check_uses`.
+  """
+  if not seen.finite:
+    inputs, labels = batch
+    bad = [path for path, is_bad in jax.device_get(seen.bad).items() if is_bad]
+    where = (
+      f"; the gradient of {bad[0]} is not finite, here first" if bad else ""
+    )
+    raise FloatingPointError(
+      f"step {i} of {steps}: the loss is {seen.loss}; finite images: "
+      f"{np.isfinite(inputs).all()}, labels {labels.min()} to {labels.max()}"
+      f"{where}; if those are right, lower the learning rate"
+    )
+  if i == 0:
+    ql.check_uses(seen.uses)
 
 
 def predict(
@@ -168,7 +421,7 @@ def predict(
   """Runs a classifier over its data.
 
   Args:
-    model: as in `step`; nothing it writes is kept.
+    model: as in `start`; nothing it writes is kept.
     variables: its float variables.
     batches: the data, once.
 

@@ -200,10 +200,15 @@ def read_json(file: pathlib.Path) -> Any:
 
 def write_json(file: pathlib.Path, content: Any) -> None:
   """Writes a file whole or not at all."""
+  write_text(file, json.dumps(_strict(content), indent=2, allow_nan=False))
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
   file.parent.mkdir(parents=True, exist_ok=True)
   new = file.with_name(f".{file.name}.new")
   with open(new, "w", encoding="utf-8") as f:
-    json.dump(_strict(content), f, indent=2, allow_nan=False)
+    f.write(text)
     f.flush()
     os.fsync(f.fileno())
   os.replace(new, file)

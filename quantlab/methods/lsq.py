@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, numerics
+from quantlab.core import base, numerics, parameterization
 from quantlab.transforms import estimate, learn, plan, rounding
 
 Array = jax.Array
@@ -61,7 +61,7 @@ def lsq(
   """
   spec = _spec("lsq", bits, signed, symmetric=True)
   grid = learn.learned(
-    learn.step,
+    parameterization.step,
     spec,
     granularity,
     start=start or mean_magnitude,
@@ -129,7 +129,7 @@ def lsq_plus(
   if start is None:
     start = estimate.mse_ends() if offset else estimate.mse
   grid = learn.learned(
-    learn.scale_offset if offset else learn.step,
+    parameterization.scale_offset if offset else parameterization.step,
     spec,
     granularity,
     start=start,

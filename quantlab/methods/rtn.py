@@ -6,8 +6,8 @@ The baseline of every paper here, and the inner quantizer of most.
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, numerics
-from quantlab.transforms import estimate, fit, observe, plan, rounding
+from quantlab.core import base, numerics, parameterization
+from quantlab.transforms import estimate, fit, learn, observe, plan, rounding
 
 
 def rtn(
@@ -19,6 +19,9 @@ def rtn(
   granularity: base.Granularity = numerics.per_output,
   estimator: base.Estimator | None = None,
   observer: base.Observer | None = None,
+  hindsight: bool = True,
+  learned: parameterization.Parameterization | None = None,
+  stochastic: bool = False,
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> base.Quantizer:
   """Rounds to the nearest of `2**bits` evenly spaced levels.
@@ -40,14 +43,19 @@ def rtn(
     observer: takes the range from earlier tensors in place of this one, as
       static activation quantization does; see `tracked`. It has an estimator
       of its own.
+    hindsight: of an observer: its range is from earlier tensors alone.
+    learned: the range is moved by an optimizer, in these numbers; see
+      `learned`. It starts where the estimator says.
+    stochastic: rounds up or down at random, without bias, as gradients want;
+      needs a key.
     dtype: what scales and zero points are stored in.
 
   Returns:
     A quantizer.
 
   Raises:
-    ValueError: `bits` is outside 2..8, or both an estimator and an observer
-      are given.
+    ValueError: `bits` is outside 2..8, or an observer is given together with
+      an estimator or with numbers to learn.
 
   Example:
     >>> import quantlab as ql
@@ -65,14 +73,22 @@ def rtn(
     exact_zero=exact_zero,
   )
   if observer is not None:
-    if estimator is not None:
+    if estimator is not None or learned is not None:
       raise ValueError(
         "rtn takes an estimator or an observer, not both: an observer has an "
-        "estimator of its own"
+        "estimator of its own, and nothing to learn"
       )
-    grid = observe.tracked(observer, spec, granularity, dtype=dtype)
+    grid = observe.tracked(
+      observer, spec, granularity, hindsight=hindsight, dtype=dtype
+    )
   else:
     if estimator is None:
       estimator = estimate.absmax if symmetric else estimate.minmax
-    grid = fit.fit(estimator, spec, granularity, dtype=dtype)
-  return plan.chain(grid, rounding.nearest())
+    if learned is None:
+      grid = fit.fit(estimator, spec, granularity, dtype=dtype)
+    else:
+      grid = learn.learned(
+        learned, spec, granularity, start=estimator, dtype=dtype
+      )
+  round_ = rounding.stochastic() if stochastic else rounding.nearest()
+  return plan.chain(grid, round_)

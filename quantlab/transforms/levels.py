@@ -121,16 +121,15 @@ def _means(x: Array, w: Array, cuts: Array) -> Array:
   ends = _ends(cuts, x.size)
   place = jnp.arange(x.size)
 
-  def mean(_, interval):
-    lo, hi = interval
+  def mean(lo, hi):
     inside = jnp.where((place >= lo) & (place < hi), w, 0)
     # Around an element of the interval, equal elements have an exact mean.
     first = x[jnp.minimum(lo, x.size - 1)]
     weight = jnp.sum(inside)
     offset = jnp.sum(inside * (x - first)) / jnp.where(weight > 0, weight, 1)
-    return None, first + offset
+    return first + offset
 
-  return jax.lax.scan(mean, None, (ends[:-1], ends[1:]), unroll=16)[1]
+  return jax.vmap(mean)(ends[:-1], ends[1:])
 
 
 def _places(gaps: Array, w: Array, breaks: int) -> Array:

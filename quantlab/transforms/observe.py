@@ -9,7 +9,6 @@ Shape letters: R rows, E elements per row.
 
 from collections.abc import Callable
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,18 +104,6 @@ def histogram(
   return _observer(init, update, range_)
 
 
-class Since(NamedTuple):
-  """The statistics of `periodic`.
-
-  Attributes:
-    steps: int32 `[R]`, tensors since the range was estimated.
-    range: it.
-  """
-
-  steps: Array
-  range: Range
-
-
 def periodic(estimator: base.Estimator, *, every: int = 100) -> Observer:
   """The range of one tensor, estimated anew every so often.
 
@@ -138,7 +125,9 @@ def periodic(estimator: base.Estimator, *, every: int = 100) -> Observer:
     raise ValueError(f"periodic takes every of at least 1, got {every=}")
 
   def init(num_rows, dtype):
-    return Since(jnp.zeros(num_rows, jnp.int32), _no_range(num_rows, dtype))
+    return base.Since(
+      jnp.zeros(num_rows, jnp.int32), _no_range(num_rows, dtype)
+    )
 
   def update(stats, rows, weight, spec):
     due = stats.steps % every == 0
@@ -149,7 +138,7 @@ def periodic(estimator: base.Estimator, *, every: int = 100) -> Observer:
     )
     ends = zip(new, stats.range, strict=True)
     range_ = Range(*(jnp.where(due, n, s) for n, s in ends))
-    return Since(stats.steps + 1, range_)
+    return base.Since(stats.steps + 1, range_)
 
   return _observer(init, update, lambda stats, spec: _range(stats.range, spec))
 

@@ -26,6 +26,7 @@ from quantlab import checkpoint
 from quantlab.checkpoint import folder as files
 from quantlab.checkpoint import structure
 from quantlab.core import base, grids, stored
+from quantlab.transforms import estimate, observe
 
 QUANTIZERS = {
   "rtn": ql.rtn(3),
@@ -90,6 +91,8 @@ TREES = {
     ".": np.ones(1),
   },
   "state": lambda: base.State({"a/b": base.Range(jnp.ones(2), jnp.ones(2))}),
+  "learned": lambda: ql.lsq_plus(4).init(jnp.linspace(-1, 3, 40)[:, None]),
+  "periodic": lambda: observe.periodic(estimate.minmax).init(2, jnp.float32),
   "frozen": lambda: flax_core.freeze({"a": {"b": params()}}),
   "boxed": lambda: [
     nn.Partitioned(params(), ("model", None)),

@@ -63,11 +63,13 @@ def test_step_by_hand():
   model = nn.Dense(2)
   variables = {"params": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
   optimizer = optax.sgd(0.5)
-  state = optimizer.init(variables["params"])
   images, labels = np.array([[1.0, 2, 0], [0, 4, 0]]), np.array([0, 0])
   update = train.step(model, optimizer)
-  found, _, loss = update(variables, state, images, labels)
-  assert loss == pytest.approx(np.log(2))
+  training = train.start(model, variables, optimizer)
+  after, seen = update(training, images, labels)
+  assert seen.loss == pytest.approx(np.log(2))
+  assert (int(training.step), int(after.step)) == (0, 1)
+  found = after.variables
   # The mean of x (p - 1) is -[1/4, 3/2, 0] for the label's column.
   column = np.array([0.125, 0.75, 0])
   kernel = np.stack([column, -column], axis=1)

@@ -393,3 +393,96 @@ def test_on_activations_and_weights(name, granularity):
     error = np.mean((out - x) ** 2) / np.mean(x**2)
     # Positive elements alone say little about weights.
     assert error < (0.15 if "improved" in name else 0.05)
+
+
+# --- the estimators of arXiv 2105.04246
+
+
+def test_hindsight_is_running_one_step_later():
+  xs = _batches(5)
+  running = observe.tracked(observe.ema(), SPEC, ql.per_tensor, hindsight=False)
+  ahead, _ = _steps(running, xs)
+  behind, _ = _steps(_stage(), xs)
+  for before, after in zip(ahead, behind[1:], strict=False):
+    _same(before.grid, after.grid)
+  assert np.any(ahead[-1].grid.scale != behind[-1].grid.scale)
+
+
+def test_running_ranges_depend_on_the_tensor_itself():
+  xs = _batches(3)
+  running = observe.tracked(observe.ema(), SPEC, ql.per_tensor, hindsight=False)
+  out, _ = _steps(running, xs)
+  other, _ = _steps(running, [*xs[:-1], 100 * xs[-1]])
+  assert np.any(out[-1].grid.scale != other[-1].grid.scale)
+
+
+def test_periodic_estimates_every_so_often():
+  observer = observe.periodic(estimate.minmax, every=3)
+  found = [_ends(observer, STREAM[: t + 1])[:, 0] for t in range(4)]
+  np.testing.assert_array_equal(found, [(-1, 2), (-1, 2), (-1, 2), (-2, 4)])
+
+
+def test_periodic_counts_only_what_is_finite():
+  observer = observe.periodic(estimate.minmax, every=2)
+  bad = jnp.array([[jnp.nan, 1.0]])
+  found = _ends(observer, [bad, STREAM[0], bad, STREAM[1], STREAM[3]])[:, 0]
+  np.testing.assert_array_equal(found, [-2, 4])
+
+
+def test_periodic_refuses():
+  with pytest.raises(ValueError, match="at least 1, got every=0"):
+    observe.periodic(estimate.minmax, every=0)
+
+
+STREAMS = {
+  "stationary": lambda t: 1.0 + 0 * t,
+  "decay": lambda t: jnp.exp(-t / 100),
+  "growth": lambda t: jnp.exp(t / 150),
+  "drop": lambda t: jnp.where(t < 300, 1.0, 0.05),
+}
+# In dB: current; running of 0.9; in-hindsight of 0, 0.9 and 0.99.
+SQNR = {
+  "stationary": (36.1, 35.4, 34.6, 35.3, 35.2),
+  "decay": (36.1, 35.1, 34.7, 35.0, 23.3),
+  "growth": (36.1, 35.2, 34.5, 34.9, 26.0),
+  "drop": (36.0, 29.9, 33.0, 29.3, 20.4),
+}
+
+
+@functools.cache
+def _laplace():
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.laplace(size=(600, 20_000)), jnp.float32)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_ranges_of_drifting_gradients(name):
+  tracked = functools.partial(observe.tracked, spec=SPEC)
+  stages = [
+    ql.fit(estimate.minmax, SPEC, ql.per_tensor),
+    tracked(observe.ema(), granularity=ql.per_tensor, hindsight=False),
+    *(
+      tracked(observe.ema(decay=decay), granularity=ql.per_tensor)
+      for decay in (0, 0.9, 0.99)
+    ),
+  ]
+  quantizers = [ql.chain(stage, ql.nearest()) for stage in stages]
+
+  def step(stats, at):
+    t, x = at
+    x, after, errors = STREAMS[name](t) * x, [], []
+    for quantizer, s in zip(quantizers, stats, strict=True):
+      state = ql.State(((), ()), s)
+      q, s = quantizer.apply(x, state)
+      after.append(s)
+      errors.append(jnp.mean((q.dequantize() - x) ** 2) / jnp.mean(x**2))
+    return after, jnp.stack(errors)
+
+  x = _laplace()
+  start = [quantizer.init(x[0]).stats for quantizer in quantizers]
+  scan = jax.jit(lambda *args: jax.lax.scan(step, *args))
+  _, errors = scan(start, (jnp.arange(600.0), x))
+  found = -10 * np.log10(np.mean(np.asarray(errors)[5:], axis=0))
+  np.testing.assert_allclose(
+    found, SQNR[name], atol=0.8 if name == "drop" else 0.6
+  )

@@ -1,0 +1,78 @@
+"""Pictures of a training: its loss and score, and how its ranges moved."""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from quantlab.experiments import plots
+from quantlab.experiments.qat import logbook
+
+_NUMBERS = ("step", "loss", "test_loss")
+
+
+def of_run(folder: pathlib.Path, best: str) -> None:
+  """Draws `curves.png` from a run's `metrics.jsonl`.
+
+  Args:
+    folder: of the run.
+    best: the score to show.
+  """
+  rows = logbook.read(folder)
+  moved = [name for name in rows[-1] if name not in (*_NUMBERS, best)]
+  parts = [
+    part
+    for part in ("weights", "acts", "grads")
+    if any(name.startswith(part) for name in moved)
+  ]
+  figure, panels = _figure(2 + len(parts))
+  steps = [row["step"] for row in rows]
+  for name in ("loss", "test_loss"):
+    panels[0].plot(steps, [row[name] for row in rows], label=name)
+  panels[1].plot(steps, [row[best] for row in rows], color="#009E73")
+  panels[0].legend(frameon=False)
+  for axes, title in zip(panels, ("loss", best), strict=False):
+    axes.set_title(title)
+  for part, axes in zip(parts, panels[2:], strict=True):
+    axes.set_title(f"ranges of {part}, over their start")
+    names = [name for name in moved if name.startswith(part)]
+    for i, name in enumerate(names):
+      line = plots.style(i) | {"marker": "", "linewidth": 1.1}
+      label = name.removeprefix(f"{part}/")
+      values = [row[name] for row in rows]
+      start = values[0] or 1.0
+      axes.plot(
+        steps, [v and v / abs(start) for v in values], label=label, **line
+      )
+    if len(names) <= 12:
+      axes.legend(frameon=False, fontsize=6)
+  figure.savefig(folder / "curves.png")
+
+
+def summary(root: pathlib.Path, variants: Sequence[str], best: str) -> None:
+  """Draws `report.png`: the score of every variant over its steps."""
+  figure, (axes,) = _figure(1)
+  for i, name in enumerate(variants):
+    rows = logbook.read(root / name)
+    axes.plot(
+      [row["step"] for row in rows],
+      [row[best] for row in rows],
+      label=name,
+      **plots.style(i) | {"markersize": 3, "linewidth": 1.2},
+    )
+  axes.set_title(best)
+  axes.legend(frameon=False, fontsize=7)
+  figure.savefig(root / "report.png")
+
+
+def _figure(count: int) -> tuple[Any, Any]:
+  import matplotlib.figure
+
+  figure = matplotlib.figure.Figure(
+    (4.6 * count, 4.2), layout="constrained", dpi=130
+  )
+  panels = figure.subplots(1, count, squeeze=False)[0]
+  for axes in panels:
+    axes.set_xlabel("step")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+  return figure, panels

@@ -1,0 +1,292 @@
+"""A quantized training as a job: its numbers, its files, and what stops it."""
+
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import quantlab as ql
+from quantlab.experiments import configs, qat, train
+from quantlab.experiments.qat import job, logbook, settings
+from quantlab.models import cnn
+
+TINY = cnn.CNN(4, ((4, 1), (6, 2)), cnn.Residual, jax.nn.swish)
+CONFIG = {
+  "seed": 3,
+  "model": {"name": "tiny"},
+  "data": {"limit": 64},
+  "float": {"steps": 12, "batch_size": 16, "save_every": 5},
+  "train": {
+    "steps": 8,
+    "batch_size": 16,
+    "range_batch": 32,
+    "evaluate_every": 4,
+    "save_every": 3,
+  },
+  "weights": [["kernel", "weights"]],
+  "acts": [["(conv|head)/in$", "acts"]],
+  "grads": [["conv/out$", "grads"]],
+  "variants": {
+    "lsq_plus": {
+      "quantizers": {
+        "weights": {"method": "lsq", "bits": 4, "start": "three_sigma"},
+        "acts": {"method": "lsq_plus", "bits": 4},
+        "grads": None,
+      }
+    },
+    "hindsight": {
+      "quantizers": {
+        "weights": {"method": "rtn", "bits": 8, "symmetric": True},
+        "acts": {
+          "method": "rtn",
+          "bits": 8,
+          "exact_zero": True,
+          "granularity": "per_tensor",
+          "observer": "ema",
+        },
+        "grads": {
+          "method": "rtn",
+          "bits": 8,
+          "exact_zero": True,
+          "granularity": "per_tensor",
+          "observer": "ema",
+          "stochastic": True,
+        },
+      }
+    },
+  },
+}
+
+
+@pytest.fixture(name="tiny", autouse=True)
+def _tiny(monkeypatch):
+  monkeypatch.setattr(cnn, "NETWORKS", {**cnn.NETWORKS, "tiny": TINY})
+
+
+def _params(folder, name):
+  return ql.restore(folder / name / "params")
+
+
+def _same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(name="done", scope="module")
+def _done(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("qat") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cnn, "NETWORKS", {**cnn.NETWORKS, "tiny": TINY})
+    return folder, qat.run(CONFIG, folder)
+
+
+def test_scores_and_files(done):
+  folder, results = done
+  assert [*results] == ["float", "lsq_plus", "hindsight"]
+  for name, row in results.items():
+    assert 0 <= row["accuracy"] <= 1
+    rows = logbook.read(folder / name)
+    assert rows[-1]["step"] == row["steps"]
+    assert (folder / name / "curves.png").stat().st_size > 5000
+    assert list((folder / name / "tensorboard").iterdir())
+  assert results["lsq_plus"]["bits_per_weight"] < 8
+  assert (folder / "report.png").exists()
+  assert "hindsight" in qat.show(results)
+
+
+def test_ranges_are_logged(done):
+  folder, _ = done
+  row = logbook.read(folder / "lsq_plus")[-1]
+  assert row["weights/stem/conv/kernel/scale"] > 0
+  assert "acts/block_0/first/conv/in/offset" in row
+  row = logbook.read(folder / "hindsight")[-1]
+  assert row["acts/head/in/lo"] < row["acts/head/in/hi"]
+  assert row["grads/stem/conv/out/hi"] > 0
+
+
+def test_packed_scores_are_those_of_the_training(done):
+  folder, results = done
+  for name in ("lsq_plus", "hindsight"):
+    last = logbook.read(folder / name)[-1]
+    assert last["accuracy"] == results[name]["accuracy"]
+    assert last["test_loss"] == pytest.approx(results[name]["test_loss"])
+
+
+def test_finished_runs_are_read(done):
+  folder, results = done
+  assert qat.run(CONFIG, folder) == results
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize("at", [4, 17])
+def test_a_killed_run_ends_with_the_same_bits(done, tmp_path, monkeypatch, at):
+  seen = []
+  check = train.check
+
+  def killing(*args):
+    seen.append(1)
+    if len(seen) == at:
+      raise Killed
+    return check(*args)
+
+  monkeypatch.setattr(train, "check", killing)
+  with pytest.raises(Killed):
+    qat.run(CONFIG, tmp_path / "run")
+  results = qat.run(CONFIG, tmp_path / "run")
+  folder, expected = done
+  assert results == expected
+  for name in expected:
+    _same(_params(tmp_path / "run", name), _params(folder, name))
+    assert logbook.read(tmp_path / "run" / name) == logbook.read(folder / name)
+
+
+def test_sigterm_saves_and_stops(done, tmp_path, monkeypatch):
+  seen = []
+  check = train.check
+
+  def terminating(*args):
+    seen.append(1)
+    if len(seen) == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return check(*args)
+
+  monkeypatch.setattr(train, "check", terminating)
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(qat.Stopped, match="float: stopped and saved at step 7"):
+    qat.run(CONFIG, tmp_path / "run")
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert (tmp_path / "run/float/saves/00000007").exists()
+  assert qat.run(CONFIG, tmp_path / "run") == done[1]
+
+
+def test_another_config_is_refused(done):
+  folder, _ = done
+  other = {**CONFIG, "seed": 4}
+  with pytest.raises(configs.InputError, match=r"config\.seed: 3 -> 4"):
+    qat.run(other, folder)
+
+
+def test_deployed_logits_are_the_fake_quantized_ones(done):
+  variant = settings.read(configs.plain(CONFIG)).variants[0]
+  folder, _ = done
+  run = job._Run(
+    settings.read(configs.plain(CONFIG)),
+    variant,
+    folder / "lsq_plus",
+    _params(folder, "float"),
+  )
+  training = run._restored(run._start(variant.steps.transformation()))
+  inputs, _ = next(iter(run.task.test(16)))
+  logits = [
+    jax.jit(
+      train.quantized(TINY.clone(classes=10), variant.plans, training, p)
+    )(inputs)
+    for p in (
+      train.rounded(variant.plans, training),
+      train.deploy(variant.plans, training),
+    )
+  ]
+  np.testing.assert_array_equal(*logits)
+
+
+def test_one_device_and_eight(tmp_path, monkeypatch):
+  few = {**CONFIG, "float": {**CONFIG["float"], "steps": 3}}
+  few["variants"] = {"hindsight": CONFIG["variants"]["hindsight"]}
+  few["train"] = {**CONFIG["train"], "steps": 2, "evaluate_every": 1}
+  assert len(jax.local_devices()) == 8
+  qat.run(few, tmp_path / "eight")
+  monkeypatch.setattr(job, "spread", lambda batch: batch)
+  qat.run(few, tmp_path / "one")
+  for name in ("float", "hindsight"):
+    eight, one = (
+      logbook.read(tmp_path / count / name) for count in ("eight", "one")
+    )
+    for a, b in zip(eight, one, strict=True):
+      assert a.keys() == b.keys()
+      for key in a.keys() - {"accuracy"}:
+        assert a[key] == pytest.approx(b[key], rel=0.02, abs=1e-4), key
+
+
+def test_a_loss_that_is_not_finite_names_step_and_leaf(tmp_path):
+  wild = {**CONFIG, "float": {**CONFIG["float"], "learning_rate": 1e30}}
+  message = (
+    r"step \d+ of 12: the loss is .*the gradient of params/.* here first"
+  )
+  with pytest.raises(FloatingPointError, match=message):
+    qat.run(wild, tmp_path / "run")
+
+
+WRONG = {
+  "section": (
+    {"wieghts": []},
+    r"config\.wieghts: no such section; .*'weights'",
+  ),
+  "model": (
+    {"model": {"name": "resnet9"}},
+    r"config\.model\.name: unknown model 'resnet9'; did you mean 'resnet8'",
+  ),
+  "seed": ({"seed": -1}, r"config\.seed: expected an integer of at least 0"),
+  "data": ({"data": {"sauce": 1}}, r"config\.data\.sauce: .*mean 'source'"),
+  "steps": (
+    {"float": {"steps": 0}},
+    r"config\.float: steps=0 must be at least 1",
+  ),
+  "optimizer": (
+    {"train": {"optimizer": "adma"}},
+    r"train: optimizer='adma' is none of sgd, adamw",
+  ),
+  "variants": ({"variants": {}}, r"config\.variants: name at least one"),
+  "rule": (
+    {"weights": ["kernel"]},
+    r"config\.weights\[0\]: expected a pattern",
+  ),
+  "a name that is none": (
+    {"weights": [["kernel", "wieghts"]]},
+    "(no quantizer is named 'wieghts'|no rule places it)",
+  ),
+  "bits": (
+    {
+      "quantizers": {"weights": {"method": "lsq", "bits": 1}},
+      "variants": {"a": {}},
+      "acts": [],
+      "grads": [],
+    },
+    "lsq takes 2 to 8 bits",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_clear_error(tmp_path, case):
+  changes, message = WRONG[case]
+  with pytest.raises(configs.InputError, match=message) as error:
+    qat.run({**CONFIG, **changes}, tmp_path / "run")
+  assert "\n" not in str(error.value)
+
+
+def test_a_site_that_no_rule_fits_is_named(tmp_path):
+  wrong = {**CONFIG, "acts": [["nowhere$", "acts"]]}
+  with pytest.raises(configs.InputError, match="no site of the model matches"):
+    qat.run(wrong, tmp_path / "run")
+
+
+def test_a_language_model(tmp_path):
+  config = {
+    "model": {"name": "llama"},
+    "data": {"tokens": 16, "windows": 4},
+    "float": {"steps": 2, "batch_size": 4, "optimizer": "adamw"},
+    "train": {"steps": 2, "batch_size": 4, "range_batch": 4},
+    "weights": [["layer_.*kernel", "weights"]],
+    "variants": {
+      "w4": {"quantizers": {"weights": {"method": "lsq", "bits": 4}}}
+    },
+  }
+  results = qat.run(config, tmp_path / "run")
+  assert 4 < results["w4"]["bits_per_byte"] < 12
+  assert re.search(r"w4 +\d", qat.show(results))
