@@ -178,7 +178,7 @@ def cosine(*, candidates: int = 80, smallest: float = 0.2) -> base.Estimator:
   method = functools.partial(
     search.grid, candidates=candidates, smallest=smallest
   )
-  return functools.partial(_shrunken, method=method, error=_turn)
+  return functools.partial(_shrunken, method=method, measure=_turn)
 
 
 def mse_ends(*, rounds: int = 4, steps: int = 16) -> base.Estimator:
@@ -232,31 +232,6 @@ def mse_ends(*, rounds: int = 4, steps: int = 16) -> base.Estimator:
   return estimator
 
 
-def _shrunken(
-  rows: Array,
-  weight: Array,
-  spec: base.IntSpec,
-  method: Callable[..., Array],
-  error: Callable[..., Array] | None = None,
-) -> Range:
-  """The min-max range times the factor that a search finds for each row."""
-  measure = error or _squared
-  lo, hi = minmax(rows, weight, spec)
-
-  def best(x, w, ends):
-    def error(factor):
-      return measure(x, w, Range(*(factor[None] * ends)), spec)
-
-    return method(error, jnp.ones(x.shape[1:], x.dtype))
-
-  x = jnp.where(weight.T > 0, rows.T, 0)
-  constant = jax.lax.stop_gradient(
-    (x, _relative(weight).T, jnp.stack((lo, hi)))
-  )
-  factor = numerics.by_columns(best, *constant)
-  return Range(lo * factor, hi * factor)
-
-
 def _on_grid(x: Array, range_: Range, spec: base.IntSpec) -> Array:
   """Columns `[E, R]` on the grids of `[R]` ranges."""
   ends = Range(*(end[None] for end in range_))
@@ -282,6 +257,30 @@ def _turn(x: Array, weight: Array, range_: Range, spec: base.IntSpec) -> Array:
   length = jnp.sum(weight * y * y, axis=0)
   factor = jnp.sum(weight * x * y, axis=0) / jnp.where(length > 0, length, 1)
   return jnp.sum(weight * (x - factor[None] * y) ** 2, axis=0)
+
+
+def _shrunken(
+  rows: Array,
+  weight: Array,
+  spec: base.IntSpec,
+  method: Callable[..., Array],
+  measure: Callable[..., Array] = _squared,
+) -> Range:
+  """The min-max range times the factor that a search finds for each row."""
+  lo, hi = minmax(rows, weight, spec)
+
+  def best(x, w, ends):
+    def error(factor):
+      return measure(x, w, Range(*(factor[None] * ends)), spec)
+
+    return method(error, jnp.ones(x.shape[1:], x.dtype))
+
+  x = jnp.where(weight.T > 0, rows.T, 0)
+  constant = jax.lax.stop_gradient(
+    (x, _relative(weight).T, jnp.stack((lo, hi)))
+  )
+  factor = numerics.by_columns(best, *constant)
+  return Range(lo * factor, hi * factor)
 
 
 def by_gradient(

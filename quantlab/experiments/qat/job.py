@@ -126,16 +126,16 @@ class _Run:
   ) -> tuple[dict[str, Any], Any]:
     """The scores and the variables of the variant, trained if need be."""
     done = self.folder / "result.json"
+    if done.exists():
+      return workdir.read_json(done), workdir.restore(self.folder / "params")
     optimizer = self.steps.transformation()
     with configs.explained():
       training = self._start(optimizer)
-    if done.exists():
-      return workdir.read_json(done), self._restored(training).variables
     training = self._train(self._restored(training), optimizer, track, stop)
     scores = self._judge(training)
-    workdir.write_json(done, scores)
     best = self.task.best[0]
     curves.of_run(self.folder, best)
+    workdir.write_json(done, scores)  # last: it says that all else is there
     _LOG.info("%s: %s %.4f", self.variant.name, best, scores[best])
     return scores, training.variables
 
@@ -211,10 +211,11 @@ class _Run:
     if jax.tree.structure(whole) != jax.tree.structure(training.acts):
       exported = self._scores(training._replace(acts=whole), packed)
       scores[f"{best}_integer_zero"] = exported[best]
+    # There may be some already, of a start that was killed before its result.
+    store = functools.partial(checkpoint.save, overwrite=True)
     if plans.acts is not None:
-      checkpoint.save(self.folder / "acts", training.acts)
-    rest = {k: v for k, v in training.variables.items() if k != "params"}
-    checkpoint.save(self.folder / "params", {"params": packed, **rest})
+      store(self.folder / "acts", training.acts)
+    store(self.folder / "params", {**training.variables, "params": packed})
     bits = ql.nbits(packed)
     _LOG.info(
       "%s: packed in %.1f s", self.variant.name, time.perf_counter() - start

@@ -10,7 +10,7 @@ import pytest
 
 import quantlab as ql
 from quantlab.experiments import configs, qat, train
-from quantlab.experiments.qat import job, logbook, settings
+from quantlab.experiments.qat import curves, job, logbook, settings
 from quantlab.models import cnn
 
 TINY = cnn.CNN(4, ((4, 1), (6, 2)), cnn.Residual, jax.nn.swish)
@@ -144,6 +144,24 @@ def test_a_killed_run_ends_with_the_same_bits(done, tmp_path, monkeypatch, at):
   for name in expected:
     _same(_params(tmp_path / "run", name), _params(folder, name))
     assert logbook.read(tmp_path / "run" / name) == logbook.read(folder / name)
+
+
+def test_a_run_killed_before_its_result_resumes(done, tmp_path, monkeypatch):
+  draw = curves.of_run
+
+  def killing(folder, best):
+    if folder.name == "lsq_plus":  # what it scores is stored by now
+      raise Killed
+    draw(folder, best)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(curves, "of_run", killing)
+    with pytest.raises(Killed):
+      qat.run(CONFIG, tmp_path / "run")
+  assert (tmp_path / "run/lsq_plus/params").exists()
+  assert not (tmp_path / "run/lsq_plus/result.json").exists()
+  assert qat.run(CONFIG, tmp_path / "run") == done[1]
+  assert (tmp_path / "run/lsq_plus/curves.png").exists()
 
 
 def test_sigterm_saves_and_stops(done, tmp_path, monkeypatch):
