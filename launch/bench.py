@@ -1,7 +1,8 @@
-"""Speed of quantizers and bit codes on this machine, as ratios in one run.
+"""Speed on this machine, as ratios in one run.
 
-python -m launch.bench                 # a 4096 x 4096 float32 matrix
+python -m launch.bench                  # quantizers of a 4096 x 4096 matrix
 python -m launch.bench --size=1024 --only=rtn,icquant --out=bench.json
+python -m launch.bench --steps=resnet8  # training steps, float and quantized
 """
 
 import json
@@ -12,6 +13,8 @@ from absl import app, flags, logging
 from quantlab.experiments import bench
 
 _SIZE = flags.DEFINE_integer("size", 4096, "Rows and columns of the matrix.")
+_STEPS = flags.DEFINE_string("steps", None, "Time steps of this network.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Images of a step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.")
 _ONLY = flags.DEFINE_list("only", [], "Names, or starts of names, to run.")
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the results.")
@@ -21,8 +24,12 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"no flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)  # jax's
+  if _STEPS.value:
+    cases = bench.steps(_STEPS.value, batch=_BATCH.value)
+  else:
+    cases = bench.quantizers(_SIZE.value)
   try:
-    results = bench.run(_SIZE.value, rounds=_ROUNDS.value, only=_ONLY.value)
+    results = bench.run(cases, rounds=_ROUNDS.value, only=_ONLY.value)
   except ValueError as error:
     sys.exit(f"error: {error}")
   bench.show(results)

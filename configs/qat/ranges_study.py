@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights = (("kernel", "weight"),)
   config.acts = ((r"(conv|head)/in$", "act"),)
   config.variants = {
-    f"{kind}_{bits}bit_lr{rate:g}": {
+    f"{kind}_{bits}bit_{rate:.0e}": {
       "quantizers": {
         "weight": _quantizer(kind, bits),
         "act": _quantizer(kind, bits),

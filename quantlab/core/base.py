@@ -10,13 +10,40 @@ Shape letters: R rows, one per grid cell; E elements per row.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+import functools
+from typing import (
+  Any,
+  NamedTuple,
+  ParamSpec,
+  Protocol,
+  TypeVar,
+  dataclass_transform,
+)
 
 import jax
 
 Array = jax.Array
 PyTree = Any
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def interned(function: Callable[P, T]) -> Callable[P, T]:
+  """Makes equal arguments give the very same object, not another like it.
+
+  Programs are compiled once for each quantizer, and found again by its
+  identity: `quantize(rtn(4), a)` and `quantize(rtn(4), b)` share one.
+
+  Args:
+    function: pure; takes what is hashable.
+
+  Example:
+    >>> import quantlab as ql
+    >>> ql.rtn(4) is ql.rtn(4)
+    True
+  """
+  kept: Any = functools.lru_cache(maxsize=512, typed=True)(function)
+  return kept
 
 
 def static(**kwargs: Any) -> Any:

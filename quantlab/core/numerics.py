@@ -32,6 +32,7 @@ def per_tensor(shape: Shape | None = None) -> Any:
   return per_tensor if shape is None else (1,) * len(shape)
 
 
+@base.interned
 def per_channel(*axes: int) -> base.Granularity:
   """One grid cell per index of `axes`; the other axes share it.
 
@@ -54,6 +55,7 @@ per_output = per_channel(-1)
 """One grid cell per output channel of a kernel `[..., K, N]`."""
 
 
+@base.interned
 def per_block(axis: int, size: int) -> base.Granularity:
   """One grid cell per block of `size` consecutive elements along `axis`.
 
@@ -74,6 +76,7 @@ def per_block(axis: int, size: int) -> base.Granularity:
   return granularity
 
 
+@base.interned
 def chunks(axis: int, count: int) -> base.Granularity:
   """One grid cell per chunk, of `count` equal ones along `axis`.
 

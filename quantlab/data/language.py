@@ -1,15 +1,16 @@
 """Running text for language models, and windows of its tokens.
 
-`"docstrings"` is real text that needs no download. `WIKITEXT2` is what GPTQ
-(arXiv:2210.17323) and all who compare with it measure: its rows joined by blank
-lines, their tokens cut into windows of 2048.
+`"docstrings"` and `"stdlib"` are real text that needs no download. `WIKITEXT2`
+is what GPTQ (arXiv:2210.17323) and all who compare with it measure: its rows
+joined by blank lines, their tokens cut into windows of 2048.
 
 Shape letters: W windows, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import hashlib
+import itertools
 import platform
 
 import numpy as np
@@ -19,7 +20,14 @@ from quantlab.data import stdlib, tables
 WIKITEXT2 = "hf://datasets/Salesforce/wikitext/wikitext-2-raw-v1/test-*.parquet"
 """The test split of WikiText-2."""
 
-_ALTERNATIVES = "a local path, or 'docstrings', which needs no files at all"
+_EMBEDDED: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
+  "docstrings": (
+    "docstrings",
+    lambda: (" ".join(filter(None, pair)) for pair in stdlib.docstrings()),
+  ),
+  "stdlib": ("sources", stdlib.sources),
+}
+_ALTERNATIVES = "a local path, or 'docstrings' or 'stdlib', which need no files"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +56,10 @@ def language(
   """Loads a text from anywhere.
 
   Args:
-    source: `"docstrings"`, those of the standard library, which differ between
-      Python versions; or as `tables.table` takes it.
-    split: for all but `"docstrings"`, as `tables.table` takes it.
+    source: `"docstrings"` or `"stdlib"`, the sources of the standard library
+      with the reference manual among them; both differ between Python versions.
+      Or as `tables.table` takes it.
+    split: of a table, as `tables.table` takes it.
     text_column: column of the rows that are joined, empty ones too.
     separator: goes between them.
     limit: rows to take, the first ones; None takes all.
@@ -66,9 +75,10 @@ def language(
   """
   if limit is not None and limit < 1:
     raise ValueError(f"{limit=} must be at least 1")
-  if source == "docstrings":
-    rows = [" ".join(filter(None, pair)) for pair in stdlib.docstrings()]
-    name = f"docstrings of Python {platform.python_version()}"
+  if source in _EMBEDDED:
+    kind, read = _EMBEDDED[source]
+    rows = list(itertools.islice(read(), limit))
+    name = f"{kind} of Python {platform.python_version()}"
   else:
     table = tables.table(source, split, alternatives=_ALTERNATIVES)
     column = tables.column(source, table, text_column)

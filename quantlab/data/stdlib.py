@@ -1,10 +1,11 @@
-"""The docstrings of the standard library, read from its sources."""
+"""The sources of the standard library, and their docstrings."""
 
 import ast
 from collections.abc import Iterator
 import pathlib
 import sys
 import sysconfig
+import tokenize
 from typing import Any
 import warnings
 
@@ -26,16 +27,37 @@ def docstrings() -> Iterator[tuple[str, str]]:
     >>> next(docstrings())[0]  # the module `abc`
     'Abstract Base Classes (ABCs) according to PEP 3119.'
   """
+  for file in _files():
+    yield from _split(file)
+
+
+def sources() -> Iterator[str]:
+  """Yields the text of every public module, in the order of their names.
+
+  One of them, `pydoc_data.topics`, is the reference manual of the language.
+
+  Raises:
+    FileNotFoundError: this Python comes without its sources.
+
+  Example:
+    >>> next(sources()).splitlines()[0]  # the module `abc`
+    '# Copyright 2007 Google, Inc. All Rights Reserved.'
+  """
+  for file in _files():
+    with tokenize.open(file) as text:  # in the encoding that it declares
+      yield text.read()
+
+
+def _files() -> list[pathlib.Path]:
+  """The files of the public modules of the standard library."""
   root = pathlib.Path(sysconfig.get_path("stdlib"))
   files = list(_sources(root))
   if not files:
     raise FileNotFoundError(f"{root}: no sources of the standard library")
-  for file in files:
-    yield from _split(file)
+  return files
 
 
 def _sources(root: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields the files of the public modules of the standard library."""
   for name in sorted(sys.stdlib_module_names - _SKIP):
     if (root / f"{name}.py").is_file():
       files = [root / f"{name}.py"]

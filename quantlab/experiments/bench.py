@@ -1,33 +1,53 @@
-"""Throughput of quantizers and of the bit codes, in weights per second.
+"""Speed of quantizers, of the bit codes and of quantized training steps.
 
 All cases run in turn, round after round, and the median round counts: what
 slows the machine for a while slows every case alike. qwix, the JAX
 quantization library, is measured beside them where it is installed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import importlib.util
 import os
 import platform
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import quantlab as ql
 from quantlab.core import bits
+from quantlab.experiments import train
+from quantlab.models import cnn
 
-Case = Callable[[], Any]
+
+class Case(NamedTuple):
+  """What is timed.
+
+  Attributes:
+    name: it.
+    call: does it once.
+    work: weights or images of a call.
+  """
+
+  name: str
+  call: Callable[[], Any]
+  work: int
 
 
-def cases(size: int) -> Iterator[tuple[str, Case]]:
-  """Names and functions to time on a `[size, size]` float32 matrix.
+def quantizers(size: int) -> Iterator[Case]:
+  """Quantizers and bit codes on a `[size, size]` float32 matrix.
 
   Args:
     size: rows and columns; a multiple of 128.
+
+  Raises:
+    ValueError: `size` is not.
   """
+  if size < 128 or size % 128:
+    raise ValueError(f"{size=} must be a multiple of 128")
   w = jax.random.normal(jax.random.key(0), (size, size))
   block = ql.rtn(4, granularity=ql.per_block(0, 128))
   methods = {
@@ -38,21 +58,83 @@ def cases(size: int) -> Iterator[tuple[str, Case]]:
     "lloyd 4-bit": ql.lloyd(4),
   }
   for name, method in methods.items():
-    yield name, lambda method=method: ql.quantize(method, w)
+    yield Case(name, lambda method=method: ql.quantize(method, w), w.size)
   if importlib.util.find_spec("qwix"):
-    yield "qwix int4, minmax, tiles of 128", _qwix(w)
+    yield Case("qwix int4, minmax, tiles of 128", _qwix(w), w.size)
   labels = ql.quantize(methods["icquant over rtn 2-bit"], w).grid.labels
   decode = jax.jit(lambda labels: labels.unpack())
-  yield "gap code, decode", lambda: decode(labels)
+  yield Case("gap code, decode", lambda: decode(labels), w.size)
   for n in (2, 3, 4, 8):
     codes = jax.random.randint(jax.random.key(n), w.shape, 0, 2**n)
     codes = codes.astype(jnp.uint8)
     words = bits.pack(codes, n, 0)
-    yield f"pack {n}-bit", lambda c=codes, n=n: bits.pack(c, n, 0)
-    yield f"unpack {n}-bit", lambda w=words, n=n: bits.unpack(w, n, size, 0)
+    yield Case(f"pack {n}-bit", lambda c=codes, n=n: bits.pack(c, n, 0), w.size)
+    yield Case(
+      f"unpack {n}-bit",
+      lambda w=words, n=n: bits.unpack(w, n, size, 0),
+      w.size,
+    )
 
 
-def _qwix(w: jax.Array) -> Case:
+_TENSOR = {"exact_zero": True, "granularity": ql.per_tensor}
+_RTN8 = ql.rtn(8, symmetric=True, granularity=ql.per_tensor)
+_HINDSIGHT8 = ql.rtn(8, observer=ql.ema(), **_TENSOR)
+_WAYS = {
+  "float": train.NOTHING,
+  "LSQ+ W4A4": train.Plans(
+    ql.by_path([("kernel", ql.lsq(4, start=ql.three_sigma)), ("", ql.keep())]),
+    ql.by_path([("(conv|head)/in$", ql.lsq_plus(4)), ("", ql.keep())]),
+  ),
+  "in-hindsight W8A8G8": train.Plans(
+    ql.by_path([("kernel", _RTN8), ("", ql.keep())]),
+    ql.by_path([("(conv|head)/in$", _HINDSIGHT8), ("", ql.keep())]),
+    ql.by_path(
+      [
+        (
+          "(conv|head)/out$",
+          ql.rtn(8, observer=ql.ema(), stochastic=True, **_TENSOR),
+        ),
+        ("", ql.keep()),
+      ]
+    ),
+  ),
+  "current ranges, W8A8": train.Plans(
+    ql.by_path([("kernel", _RTN8), ("", ql.keep())]),
+    ql.by_path([("(conv|head)/in$", ql.rtn(8, **_TENSOR)), ("", ql.keep())]),
+  ),
+}
+
+
+def steps(network: str, *, batch: int = 128, size: int = 32) -> Iterator[Case]:
+  """Training steps of a classifier of `[batch, size, size, 3]` images.
+
+  Args:
+    network: a key of `models.cnn.NETWORKS`.
+    batch: images of a step.
+    size: their sides.
+
+  Raises:
+    ValueError: there is no such network.
+  """
+  if network not in cnn.NETWORKS:
+    raise ValueError(f"{network=} is none of {', '.join(cnn.NETWORKS)}")
+  model = cnn.NETWORKS[network]
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((batch, size, size, 3), np.float32)
+  labels = np.arange(batch) % model.classes
+  variables = jax.jit(model.init)(jax.random.key(1), x)
+  optimizer = train.separate(train.sgd(100), train.sgd(100))
+  for name, plans in _WAYS.items():
+    training = train.start(model, variables, optimizer, plans, (x, labels))
+    update = train.step(model, optimizer, plans)
+    yield Case(
+      f"{network}, {name}",
+      lambda update=update, training=training: update(training, x, labels),
+      batch,
+    )
+
+
+def _qwix(w: jax.Array) -> Callable[[], Any]:
   import qwix
 
   @jax.jit
@@ -69,50 +151,50 @@ def _qwix(w: jax.Array) -> Case:
 
 
 def run(
-  size: int, *, rounds: int = 5, only: Sequence[str] = ()
+  cases: Iterable[Case], *, rounds: int = 5, only: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Times the cases.
+  """Times cases.
 
   Args:
-    size: rows and columns of the matrix, a multiple of 128.
+    cases: of `quantizers` or `steps`.
     rounds: timed rounds after one that compiles.
     only: names, or starts of names, to run; all if empty.
 
   Returns:
-    `machine`, and under `cases` by name `seconds` (the median) and
-    `weights_per_second`.
+    `machine`, and under `cases` by name `seconds` (the median), `per_second`
+    (weights or images) and `ratio`, of the seconds to those of the first case.
 
   Raises:
-    ValueError: `size` or `rounds` is out of range, or nothing matches `only`.
+    ValueError: `rounds` is out of range, or nothing matches `only`.
   """
-  if size < 128 or size % 128:
-    raise ValueError(f"{size=} must be a multiple of 128")
   if rounds < 1:
     raise ValueError(f"{rounds=} must be at least 1")
-  every = dict(cases(size))
-  chosen = {
-    name: case
-    for name, case in every.items()
-    if not only or name.startswith(tuple(only))
-  }
+  every = list(cases)
+  chosen = [
+    case for case in every if not only or case.name.startswith(tuple(only))
+  ]
   if not chosen:
-    raise ValueError(f"{only=} matches none of {list(every)}")
-  for case in chosen.values():
-    jax.block_until_ready(case())
-  times: dict[str, list[float]] = {name: [] for name in chosen}
+    names = [case.name for case in every]
+    raise ValueError(f"{only=} matches none of {names}")
+  for case in chosen:
+    jax.block_until_ready(case.call())
+  times: list[list[float]] = [[] for _ in chosen]
   for _ in range(rounds):
-    for name, case in chosen.items():
+    for case, found in zip(chosen, times, strict=True):
       start = time.perf_counter()
-      jax.block_until_ready(case())
-      times[name].append(time.perf_counter() - start)
-  seconds = {name: statistics.median(found) for name, found in times.items()}
+      jax.block_until_ready(case.call())
+      found.append(time.perf_counter() - start)
+  seconds = [statistics.median(found) for found in times]
   return {
     "machine": _machine(),
-    "shape": [size, size],
     "rounds": rounds,
     "cases": {
-      name: {"seconds": s, "weights_per_second": size * size / s}
-      for name, s in seconds.items()
+      case.name: {
+        "seconds": s,
+        "per_second": case.work / s,
+        "ratio": s / seconds[0],
+      }
+      for case, s in zip(chosen, seconds, strict=True)
     },
   }
 
@@ -123,17 +205,17 @@ def show(results: dict[str, Any]) -> None:
 
   machine = results["machine"]
   out = table.Table(
-    title=f"{results['shape']} float32, {machine['device']}, "
-    f"{machine['cores']} cores, jax {machine['jax']}"
+    title=f"{machine['device']}, {machine['cores']} cores, jax {machine['jax']}"
   )
   out.add_column("case")
-  out.add_column("ms", justify="right")
-  out.add_column("M weights/s", justify="right")
+  for column in ("ms", "per second", "times the first"):
+    out.add_column(column, justify="right")
   for name, found in results["cases"].items():
     out.add_row(
       name,
       f"{found['seconds'] * 1e3:.1f}",
-      f"{found['weights_per_second'] / 1e6:.0f}",
+      f"{found['per_second']:.3g}",
+      f"{found['ratio']:.2f}",
     )
   console.Console().print(out)
 

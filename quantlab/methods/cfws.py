@@ -17,6 +17,7 @@ from quantlab.methods import rtn
 from quantlab.transforms import compose, estimate, fit, partition
 
 
+@base.interned
 def cfws(
   bits: int = 8,
   *,

@@ -14,6 +14,7 @@ from quantlab.methods import rtn
 from quantlab.transforms import estimate, labels, partition
 
 
+@base.interned
 def easyquant(
   bits: int,
   *,
@@ -70,6 +71,7 @@ def easyquant(
   return exact_outliers(inner, sigmas=sigmas)
 
 
+@base.interned
 def exact_outliers(
   inner: base.Quantizer, *, sigmas: float = 3.0
 ) -> base.Quantizer:

@@ -12,6 +12,7 @@ from quantlab.core import base, gaps, numerics
 from quantlab.transforms import compose, labels, partition, plan, store
 
 
+@base.interned
 def icquant(
   inner: base.Quantizer,
   *,

@@ -7,6 +7,7 @@ from quantlab.core import base, numerics
 from quantlab.transforms import fit, levels, plan, rounding
 
 
+@base.interned
 def lloyd(
   bits: int,
   *,

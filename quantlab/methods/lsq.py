@@ -18,6 +18,7 @@ Array = jax.Array
 Range = base.Range
 
 
+@base.interned
 def lsq(
   bits: int,
   *,
@@ -71,6 +72,7 @@ def lsq(
   return plan.chain(grid, rounding.nearest())
 
 
+@base.interned
 def lsq_plus(
   bits: int,
   *,

@@ -10,6 +10,7 @@ from quantlab.core import base, numerics, parameterization
 from quantlab.transforms import estimate, fit, learn, observe, plan, rounding
 
 
+@base.interned
 def rtn(
   bits: int,
   *,

@@ -11,6 +11,7 @@ from quantlab.core import base, numerics
 from quantlab.transforms import compose, labels, partition
 
 
+@base.interned
 def splitquant(
   inner: base.Quantizer,
   *,
@@ -65,6 +66,7 @@ def splitquant(
   return _clustered(inner, k, rows, _branches)
 
 
+@base.interned
 def clusterquant(
   inner: base.Quantizer,
   *,

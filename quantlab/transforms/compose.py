@@ -38,6 +38,7 @@ _KEEP = Quantizer(
 )
 
 
+@base.interned
 def series(*quantizers: Quantizer) -> Quantizer:
   """`chain` for quantizers of one tensor."""
 
@@ -112,6 +113,7 @@ def lifted(quantizer: Quantizer) -> Quantizer:
   )
 
 
+@base.interned
 def window(
   place: Callable[[tuple[int, ...]], tuple[Any, Any]], quantizer: Quantizer
 ) -> Quantizer:
@@ -154,6 +156,7 @@ def by_shape(choose: Callable[[tuple[int, ...]], Quantizer]) -> Quantizer:
   )
 
 
+@base.interned
 def stacked(quantizer: Quantizer) -> Quantizer:
   """Quantizes each slice along the leading axis on its own, with `vmap`.
 

@@ -21,6 +21,7 @@ from quantlab.transforms import estimate
 Array = jax.Array
 
 
+@base.interned
 def kl(
   *,
   bins: int = 2048,
@@ -82,6 +83,7 @@ def kl(
   return estimator
 
 
+@base.interned
 def kl_improved(*, bins: int = 2048, start: float = 0.5) -> base.Estimator:
   """`kl` for what passes a ReLU: positives only, not folded, exchanged.
 

@@ -40,6 +40,7 @@ def absmax(rows: Array, weight: Array, spec: base.IntSpec) -> Range:
   return Range(-hi, hi)
 
 
+@base.interned
 def percentile(p: float = 99.9) -> base.Estimator:
   """Leaves out the extremes: keeps `p` percent of the elements.
 
@@ -124,14 +125,21 @@ def mse(
   Returns:
     The best range of each row.
   """
+  estimator = _mse(candidates, smallest)
+  if rows is None or weight is None or spec is None:
+    return estimator
+  return estimator(rows, weight, spec)
+
+
+@base.interned
+def _mse(candidates: int, smallest: float) -> base.Estimator:
   method = functools.partial(
     search.grid, candidates=candidates, smallest=smallest
   )
-  if rows is None or weight is None or spec is None:
-    return functools.partial(_shrunken, method=method)
-  return _shrunken(rows, weight, spec, method)
+  return functools.partial(_shrunken, method=method)
 
 
+@base.interned
 def mse_golden(*, steps: int = 16, smallest: float = 0.01) -> base.Estimator:
   """`mse` by golden-section search: a quarter of the evaluations.
 
@@ -158,6 +166,7 @@ def mse_golden(*, steps: int = 16, smallest: float = 0.01) -> base.Estimator:
   return functools.partial(_shrunken, method=method)
 
 
+@base.interned
 def cosine(*, candidates: int = 80, smallest: float = 0.2) -> base.Estimator:
   """The shrunken min-max range that turns the row the least.
 
@@ -181,6 +190,7 @@ def cosine(*, candidates: int = 80, smallest: float = 0.2) -> base.Estimator:
   return functools.partial(_shrunken, method=method, measure=_turn)
 
 
+@base.interned
 def mse_ends(*, rounds: int = 4, steps: int = 16) -> base.Estimator:
   """The range with the least squared error, of both ends apart.
 
@@ -283,6 +293,7 @@ def _shrunken(
   return Range(lo * factor, hi * factor)
 
 
+@base.interned
 def by_gradient(
   estimator: base.Estimator, *, steps: int = 100, learning_rate: float = 0.05
 ) -> base.Estimator:

@@ -11,6 +11,7 @@ from quantlab.transforms import compose, estimate
 Array = jax.Array
 
 
+@base.interned
 def fit(
   estimator: base.Estimator,
   spec: base.IntSpec,
@@ -76,6 +77,7 @@ def weights(x: Array, raw: grids.Raw) -> Array:
   return jnp.where(mask, raw.weight.astype(x.dtype) + floor, 0)
 
 
+@base.interned
 def tables(
   fitter: base.LevelFitter,
   bits: int,

@@ -15,6 +15,7 @@ from quantlab.transforms import compose, levels
 Array = jax.Array
 
 
+@base.interned
 def outliers(
   ratio: float, granularity: base.Granularity = numerics.per_output
 ) -> base.Labeler:
@@ -51,6 +52,7 @@ def outliers(
   return labeler
 
 
+@base.interned
 def clusters(
   count: int = 3, granularity: base.Granularity = numerics.per_tensor
 ) -> base.Labeler:
@@ -99,6 +101,7 @@ def clusters(
   return labeler
 
 
+@base.interned
 def tails() -> base.Quantizer:
   """Tells grids that the elements are outliers of both signs.
 
@@ -114,6 +117,7 @@ def tails() -> base.Quantizer:
   return compose.stage(apply)
 
 
+@base.interned
 def beyond(sigmas: float) -> base.Labeler:
   """Labels 1 what lies `sigmas` or more standard deviations from the mean.
 

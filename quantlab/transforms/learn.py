@@ -21,6 +21,7 @@ PyTree = Any
 Range = base.Range
 
 
+@base.interned
 def learned(
   kind: parameterization.Parameterization,
   spec: base.IntSpec,

@@ -16,6 +16,7 @@ from quantlab.core import base, numerics
 Array = jax.Array
 
 
+@base.interned
 def kmeans(*, breaks: int = 64, iterations: int = 100) -> base.LevelFitter:
   """Weighted 1-D k-means of every row.
 

@@ -22,6 +22,7 @@ PyTree = base.PyTree
 Range = base.Range
 
 
+@base.interned
 def ema(
   estimator: base.Estimator = estimate.minmax, *, decay: float = 0.9
 ) -> Observer:
@@ -58,6 +59,7 @@ def ema(
   return _observer(_no_range, update, _range)
 
 
+@base.interned
 def extremes() -> Observer:
   """The smallest and the largest element of all tensors."""
 
@@ -68,6 +70,7 @@ def extremes() -> Observer:
   return _observer(_no_range, update, _range)
 
 
+@base.interned
 def histogram(
   estimator: base.Estimator = estimate.minmax, *, bins: int = 2048
 ) -> Observer:
@@ -104,6 +107,7 @@ def histogram(
   return _observer(init, update, range_)
 
 
+@base.interned
 def periodic(estimator: base.Estimator, *, every: int = 100) -> Observer:
   """The range of one tensor, estimated anew every so often.
 
@@ -178,6 +182,7 @@ def _finite(rows: Array, weight: Array) -> Array:
   return jnp.all(jnp.isfinite(jnp.where(weight > 0, rows, 0)))
 
 
+@base.interned
 def tracked(
   observer: Observer,
   spec: base.IntSpec,

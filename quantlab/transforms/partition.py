@@ -46,6 +46,7 @@ def _parallel(
   return Quantizer(init, apply)
 
 
+@base.interned
 def split(splitter: Splitter, *quantizers: Quantizer) -> Quantizer:
   """Quantizes the parts of a sum: `W = sum of parts`.
 
@@ -76,6 +77,7 @@ def split(splitter: Splitter, *quantizers: Quantizer) -> Quantizer:
   )
 
 
+@base.interned
 def label(labeler: base.Labeler, *quantizers: Quantizer) -> Quantizer:
   """Quantizes the elements of each label with a grid of their own.
 
@@ -153,6 +155,7 @@ def _is_qtensor(x: Any) -> bool:
   return isinstance(x, (qtensor.QTensor, stored.Sparse))
 
 
+@base.interned
 def masks(labeler: base.Labeler, count: int = 2) -> Splitter:
   """A splitter that gives each label's elements to a part of their own.
 
@@ -170,6 +173,7 @@ def masks(labeler: base.Labeler, count: int = 2) -> Splitter:
   return splitter
 
 
+@base.interned
 def branches(labeler: base.Labeler, count: int = 2) -> Splitter:
   """A splitter like `masks` whose parts are whole tensors, with zeros.
 
@@ -188,6 +192,7 @@ def branches(labeler: base.Labeler, count: int = 2) -> Splitter:
   return splitter
 
 
+@base.interned
 def exact(labeler: base.Labeler, inner: Quantizer) -> Quantizer:
   """Keeps the elements of label 1 exact and quantizes the others.
 

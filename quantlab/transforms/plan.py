@@ -287,9 +287,7 @@ def _deployed(quantizer: Quantizer) -> Callable[..., Any]:
   return run
 
 
-@functools.lru_cache(maxsize=512)
 def _series(*quantizers: Quantizer) -> Quantizer:
-  """One object per combination, so that its compiled form is found again."""
   stages = [q for q in quantizers if q is not compose.keep()]
   return compose.series(*stages) if stages else compose.keep()
 

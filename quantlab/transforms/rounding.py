@@ -9,6 +9,7 @@ from quantlab.transforms import compose
 Array = jax.Array
 
 
+@base.interned
 def nearest(*, margin: float = 0.0) -> base.Quantizer:
   """Clips, then rounds half to even; the gradient passes straight through.
 
@@ -31,6 +32,7 @@ def nearest(*, margin: float = 0.0) -> base.Quantizer:
   return compose.stage(lambda q: _rounded(q, numerics.ste_round, margin))
 
 
+@base.interned
 def stochastic() -> base.Quantizer:
   """Clips, then rounds up with the probability of the fractional part.
 

@@ -12,6 +12,7 @@ from quantlab.transforms import compose
 Array = jax.Array
 
 
+@base.interned
 def pack() -> base.Quantizer:
   """Stores integer codes in exactly as many bits as the grid's bounds need.
 
@@ -23,6 +24,7 @@ def pack() -> base.Quantizer:
   return compose.stage(lambda q: _per_part(_pack, q))
 
 
+@base.interned
 def gap_code(
   bits: int | None = None, *, shuffle: bool | None = None
 ) -> base.Quantizer:

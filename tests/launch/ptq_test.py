@@ -4,7 +4,6 @@ import pathlib
 import subprocess
 import sys
 
-from absl import flags
 import pytest
 
 from quantlab.experiments import configs, ptq, variants
@@ -39,23 +38,6 @@ def _tiny(tmp_path):
     "--config.weights.method=icquant",
     "--config.weights.bits=3",
   ]
-
-
-@pytest.fixture(name="launch")
-def _launch(monkeypatch):
-  """Runs the launcher in this process."""
-  launcher = importlib.import_module("launch.ptq")
-
-  def launch(*arguments):
-    argv = ["ptq", f"--config={CONFIG}", "--workdir=", *arguments]
-    monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it itself
-    flags.FLAGS.unparse_flags()
-    for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-      delattr(flags.FLAGS, name)  # made by the call before
-    flags.FLAGS(argv)
-    launcher.main(["ptq"])
-
-  return launch
 
 
 def _module(file):
@@ -121,32 +103,41 @@ def test_bad_input_is_one_line_and_exit_code_1(tmp_path):
 
 
 def test_dry_run_needs_no_workdir(launch, tmp_path, capsys):
-  launch("--dry_run", *_tiny(tmp_path))
+  launch("ptq", CONFIG, "--dry_run", *_tiny(tmp_path))
   captured = capsys.readouterr()
   assert "layer_0/mlp/down/kernel" in captured.out
   assert captured.err == ""
   with pytest.raises(SystemExit, match=r"^error: --workdir is missing$"):
-    launch("--nodry_run", *_tiny(tmp_path))
+    launch("ptq", CONFIG, "--nodry_run", *_tiny(tmp_path))
 
 
 def test_a_tuple_from_the_command_line(launch, tmp_path, capsys):
   blocks = "--config.weights.granularity=('per_block', 0, 32)"
-  launch("--dry_run", *_tiny(tmp_path), "--config.weights.method=rtn", blocks)
+  launch(
+    "ptq",
+    CONFIG,
+    "--dry_run",
+    *_tiny(tmp_path),
+    "--config.weights.method=rtn",
+    blocks,
+  )
   # 3 bits; for 32 weights a float16 scale and a zero point of 8 bits.
   assert " 3.750 " in capsys.readouterr().out
 
 
 def test_an_argument_that_the_file_does_not_list(launch, tmp_path):
   tiny = [*_tiny(tmp_path), "--config.weights.method=rtn", "--dry_run"]
-  launch(*tiny, "--config.methods.rtn.estimator=('percentile', 99)")
+  launch(
+    "ptq", CONFIG, *tiny, "--config.methods.rtn.estimator=('percentile', 99)"
+  )
   with pytest.raises(
     SystemExit, match=r"^error: config\.methods\.rtn\.estimator: .*mse"
   ):
-    launch(*tiny, "--config.methods.rtn.estimator=msee")
+    launch("ptq", CONFIG, *tiny, "--config.methods.rtn.estimator=msee")
   with pytest.raises(
     SystemExit, match=r"^error: config\.weights\.bitz: .*bits"
   ):
-    launch(*tiny, "--config.weights.bitz=3")
+    launch("ptq", CONFIG, *tiny, "--config.weights.bitz=3")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +150,7 @@ def test_an_argument_that_the_file_does_not_list(launch, tmp_path):
 )
 def test_bad_input_in_a_dry_run(launch, tmp_path, arguments, message):
   with pytest.raises(SystemExit, match=message) as end:
-    launch("--dry_run", *_tiny(tmp_path), *arguments)
+    launch("ptq", CONFIG, "--dry_run", *_tiny(tmp_path), *arguments)
   assert end.value.code.startswith("error: ")
   assert "\n" not in end.value.code
 
@@ -168,7 +159,7 @@ def test_unwritable_workdir(launch, tmp_path):
   (tmp_path / "file").touch()
   where = tmp_path / "file" / "run"
   with pytest.raises(SystemExit) as end:
-    launch(f"--workdir={where}", "--nodry_run", *_tiny(tmp_path))
+    launch("ptq", CONFIG, f"--workdir={where}", "--nodry_run", *_tiny(tmp_path))
   expected = f"error: workdir {where}: cannot be written: Not a directory"
   assert end.value.code == expected
 
@@ -179,4 +170,6 @@ def test_a_bug_shows_its_traceback(launch, tmp_path, monkeypatch):
 
   monkeypatch.setattr(ptq, "run", run)
   with pytest.raises(ValueError, match="a bug"):
-    launch(f"--workdir={tmp_path}", "--nodry_run", *_tiny(tmp_path))
+    launch(
+      "ptq", CONFIG, f"--workdir={tmp_path}", "--nodry_run", *_tiny(tmp_path)
+    )

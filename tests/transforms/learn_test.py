@@ -1,6 +1,7 @@
 """Golden vectors and gradient tables of arXiv 2004.09576 and 2404.16898."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -244,23 +245,25 @@ def test_a_trained_state_is_stored_as_it_was_seen(name):
     ql.quantize(plan, tree, state=ql.State({"a/kernel": ()}, {"a/kernel": ()}))
 
 
-# Our controlled experiment in the spirit of arXiv 2404.16898: the range of a
-# fixed tensor is learned. Steps until the error is within 5 % of the best.
-STEPS = {
-  "scale_zero": (40, 60),
-  "min_max": (152, 215),
-  "beta_gamma": (39, 48),
-  "beta_gamma_sigmoid": (241, 260),
-}
+# Our controlled experiments in the spirit of arXiv 2404.16898: Adam learns the
+# range of a fixed tensor.
 
 
-def _learning(kind, bits, rate, steps):
-  """The error of a range while Adam learns it, and the best there is."""
-  x = jnp.asarray(np.random.default_rng(3).standard_normal(10_000), jnp.float32)
-  spec = base.IntSpec(bits, signed=False, exact_zero=True)
-  grid = ql.learned(kind, spec, ql.per_tensor)
+def _errors(x, start, rate, steps, after=lambda learned: learned):
+  """The errors that a range makes while it is learned.
+
+  Args:
+    x: the tensor.
+    start: a `Learned`.
+    rate: of all numbers, or of each by name.
+    steps: updates.
+    after: what is done to the numbers after each.
+  """
+  kind = parameterization.PARAMETERIZATIONS[start.kind]
+  grid = ql.learned(kind, start.spec, ql.per_tensor)
   quantizer = ql.chain(grid, ql.nearest(margin=0.5))
-  adam = optax.adam(rate)
+  rates = rate if isinstance(rate, dict) else dict.fromkeys(start.values, rate)
+  adam = optax.adam(1.0)
 
   def error(learned):
     q, _ = quantizer.apply(x, ql.State((learned, ()), ((), ())))
@@ -270,44 +273,131 @@ def _learning(kind, bits, rate, steps):
     learned, state = carry
     value, slope = jax.value_and_grad(error)(learned)
     move, state = adam.update(slope, state)
-    learned = optax.apply_updates(learned, move)
-    floor = {
-      k: jnp.maximum(v, 1e-9) if k == "scale" else v
-      for k, v in learned.values.items()
+    moved = {
+      k: v + rates[k] * move.values[k] for k, v in learned.values.items()
     }
-    return (dataclasses.replace(learned, values=floor), state), value
+    learned = after(dataclasses.replace(learned, values=moved))
+    return (learned, state), value
 
-  start = grid.init(x).learned
-  _, errors = jax.jit(
-    lambda start: jax.lax.scan(step, (start, adam.init(start)), length=steps)
-  )(start)
-  ends = ql.Range(*(jnp.array([v]) for v in (jnp.min(x), jnp.max(x))))
+  def run(start):
+    return jax.lax.scan(step, (start, adam.init(start)), length=steps)[1]
+
+  return np.asarray(jax.jit(run)(start))
+
+
+def _least(x, spec, lows, highs):
+  """The least error of all ranges between these ends."""
+  quantizer = ql.chain(
+    ql.learned(ql.min_max, spec, ql.per_tensor), ql.nearest(margin=0.5)
+  )
+
+  def error(ends):
+    learned = _ends(*ends, spec)
+    q, _ = quantizer.apply(x, ql.State((learned, ()), ((), ())))
+    return jnp.mean((q.dequantize() - x) ** 2)
+
+  pairs = np.stack(np.meshgrid(lows, highs), -1).reshape(-1, 2)
+  errors = jax.jit(lambda p: jax.lax.map(error, p))(jnp.asarray(pairs, x.dtype))
+  return float(jnp.min(errors))
+
+
+def _ends(lo, hi, spec):
+  values = {"lo": jnp.reshape(lo, (1,)), "hi": jnp.reshape(hi, (1,))}
+  return ql.Learned(values, "min_max", spec)
+
+
+def _unsigned(bits):
+  return base.IntSpec(bits, signed=False, exact_zero=True)
+
+
+def _floored(learned):
+  """A step that falls below 0 stays just above it."""
+  values = dict(learned.values)
+  if "scale" in values:
+    values["scale"] = jnp.maximum(values["scale"], 1e-9)
+  return dataclasses.replace(learned, values=values)
+
+
+def _drawn(seed, skipped=0):
+  rng = np.random.default_rng(seed)
+  rng.standard_normal(skipped)
+  return jnp.asarray(rng.standard_normal(10_000), jnp.float32)
+
+
+def _from_extremes(name, x, bits):
+  kind = parameterization.PARAMETERIZATIONS[name]
+  return ql.learned(kind, _unsigned(bits), ql.per_tensor).init(x).learned
+
+
+@functools.cache
+def _learning(name, bits, steps):
+  """Errors at a rate of 0.01 over the best there is."""
+  x = _drawn(3)
   parts = np.linspace(0.2, 1, 33)
+  lo, hi = float(jnp.min(x)), float(jnp.max(x))
+  best = _least(x, _unsigned(bits), lo * parts, hi * parts)
+  start = _from_extremes(name, x, bits)
+  return _errors(x, start, 1e-2, steps, _floored) / best
 
-  def of(parts):
-    learned = ql.Learned(
-      {"lo": parts[0] * ends.lo, "hi": parts[1] * ends.hi}, "min_max", spec
-    )
-    return error(learned)
 
-  pairs = jnp.asarray(np.stack(np.meshgrid(parts, parts), -1).reshape(-1, 2))
-  best = jnp.min(jax.jit(lambda p: jax.lax.map(of, p))(pairs))
-  return np.asarray(errors) / float(best)
+# Steps until the error is within 5 % of the best.
+STEPS = {
+  "scale_zero": (40, 60),
+  "min_max": (152, 215),
+  "beta_gamma": (39, 48),
+  "beta_gamma_sigmoid": (241, 260),
+}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_how_fast_a_range_is_learned(name):
-  errors = _learning(parameterization.PARAMETERIZATIONS[name], 3, 1e-2, 400)
-  first = int(np.argmax(errors <= 1.05))
+  first = int(np.argmax(_learning(name, 3, 400) <= 1.05))
   low, high = STEPS[name]
   assert 0.9 * low <= first <= 1.1 * high
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_many_bits_at_a_high_rate(name):
-  errors = _learning(parameterization.PARAMETERIZATIONS[name], 10, 1e-2, 1500)
+  errors = _learning(name, 10, 1500)
   if name == "scale_zero":  # the step falls to its floor
     assert errors.max() > 1e3
     assert errors[-1] > 10
   else:
     assert errors[-1] < 1.05
+
+
+def test_a_range_that_has_to_travel():
+  # From [-4, 4] to data around 2: a zero point moves by little at a time.
+  x, spec = 2 + _drawn(4, 100_000), _unsigned(8)
+  best = _least(x, spec, np.arange(-2, 2.05, 0.1), np.arange(2.5, 6.05, 0.1))
+  step = 8 / (spec.hi - spec.lo)
+  pair = {"scale": jnp.array([step]), "zero": jnp.array([4 / step])}
+  pair = ql.Learned(pair, "scale_zero", spec)
+  scaled = {"scale": 1e-2 / (spec.hi - spec.lo), "zero": 1e-2 / step}
+  ends, plain, units = (
+    _errors(x, start, rate, 4000, _floored)[-1] / best
+    for start, rate in (
+      (_ends(-4.0, 4.0, spec), 1e-2),
+      (pair, 1e-2),
+      (pair, scaled),
+    )
+  )
+  assert ends == pytest.approx(1.0, rel=0.1)
+  assert plain == pytest.approx(2.03, rel=0.1)
+  assert ends < units < plain
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_zeros_of_a_relu_need_a_gate(bits):
+  # The zero point of a free range flips, and all zeros move with it.
+  x, spec = jnp.maximum(_drawn(5), 0), _unsigned(bits)
+  best = _least(x, spec, [0.0], np.arange(0.5, 4.5, 0.01))
+
+  def last(name, after):
+    start = _from_extremes(name, x, bits)
+    return _errors(x, start, 1e-2, 3000, after)[-200:].max() / best
+
+  for name in ("min_max", "scale_zero"):
+    assert last(name, _floored) > 5
+    assert last(name, ql.project) < 1.05
+  assert last("beta_gamma", _floored) < 1.05

@@ -27,7 +27,9 @@ def of_run(folder: pathlib.Path, best: str) -> None:
   figure, panels = _figure(2 + len(parts))
   steps = [row["step"] for row in rows]
   for name in ("loss", "test_loss"):
-    panels[0].plot(steps, [row[name] for row in rows], label=name)
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    if found:
+      panels[0].plot(*zip(*found, strict=True), label=name)
   panels[1].plot(steps, [row[best] for row in rows], color="#009E73")
   panels[0].legend(frameon=False)
   for axes, title in zip(panels, ("loss", best), strict=False):
@@ -39,7 +41,7 @@ def of_run(folder: pathlib.Path, best: str) -> None:
       line = plots.style(i) | {"marker": "", "linewidth": 1.1}
       label = name.removeprefix(f"{part}/")
       values = [row[name] for row in rows]
-      start = values[0] or 1.0
+      start = next(filter(None, values), 1.0)  # none of what saw nothing
       axes.plot(
         steps, [v and v / abs(start) for v in values], label=label, **line
       )

@@ -170,13 +170,15 @@ class _Run:
     stream = train.stream(epochs, first)
     todo = range(first, steps.steps)
     with logbook.opened(self.folder, first) as write:
+      if first == 0:
+        write(0, self._numbers(training))
       bar = track(todo, f"training {self.variant.name}")
       for i, batch in zip(bar, stream, strict=False):
         training, seen = update(training, *spread(batch))
         train.check(i, steps.steps, seen, batch)
         last = i + 1 == steps.steps
         if last or (i + 1) % steps.evaluate_every == 0:
-          write(i + 1, self._numbers(training, seen))
+          write(i + 1, {"loss": seen.loss} | self._numbers(training))
         if last or stop or (i + 1) % steps.save_every == 0:
           self._save(training)
         if stop:
@@ -186,12 +188,9 @@ class _Run:
           )
     return training
 
-  def _numbers(
-    self, training: train.Training, seen: train.Seen
-  ) -> dict[str, Any]:
+  def _numbers(self, training: train.Training) -> dict[str, Any]:
     params = train.rounded(self.variant.plans, training)
-    scores = self._scores(training, params)
-    return {"loss": seen.loss} | scores | ranges(training)
+    return self._scores(training, params) | ranges(training)
 
   def _scores(self, training: train.Training, params: Any) -> dict[str, float]:
     model = train.quantized(

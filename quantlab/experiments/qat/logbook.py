@@ -21,16 +21,16 @@ def opened(folder: pathlib.Path, step: int) -> Iterator[Write]:
 
   Args:
     folder: of the run.
-    step: where it goes on. Rows of later steps are forgotten: they will come
-      again.
+    step: where it goes on. Rows of later steps are forgotten, and all at 0:
+      they will come again.
   """
   import tensorboardX
 
   file = folder / FILE
-  known = [row for row in read(folder) if row["step"] <= step]
+  known = [row for row in read(folder) if row["step"] <= step and step]
   workdir.write_text(file, "".join(map(_line, known)))
   board = tensorboardX.SummaryWriter(
-    str(folder / "tensorboard"), purge_step=step + 1 if step else None
+    str(folder / "tensorboard"), purge_step=step + 1 if step else 0
   )
   with open(file, "a", encoding="utf-8") as lines, contextlib.closing(board):
 

@@ -38,7 +38,7 @@ class Steps:
   """How a model is trained.
 
   Attributes:
-    steps: updates.
+    steps: updates; after none, a variant is what calibration alone gives.
     batch_size: examples of an update.
     optimizer: of the params, "sgd" (Nesterov's momentum 0.9) or "adamw".
     learning_rate: of the params, first; it falls to 0 along a cosine.
@@ -62,12 +62,15 @@ class Steps:
   save_every: int = 100
 
   def __post_init__(self):
-    for name in (
-      *("steps", "batch_size", "range_batch"),
-      *("evaluate_every", "save_every"),
+    for name, least in (
+      ("steps", 0),
+      *((name, 1) for name in ("batch_size", "range_batch")),
+      *((name, 1) for name in ("evaluate_every", "save_every")),
     ):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"{name}={getattr(self, name)} must be at least {least}"
+        )
     for name, known in (
       ("optimizer", ("sgd", "adamw")),
       ("range_optimizer", ("adam", "sgd")),
@@ -79,19 +82,20 @@ class Steps:
 
   def transformation(self) -> optax.GradientTransformation:
     """The optimizer of params and of ranges."""
+    steps = max(1, self.steps)
     if self.optimizer == "sgd":
       params = train.sgd(
-        self.steps,
+        steps,
         learning_rate=self.learning_rate,
         weight_decay=self.weight_decay,
       )
     else:
       params = optax.adamw(
-        optax.cosine_decay_schedule(self.learning_rate, self.steps),
+        optax.cosine_decay_schedule(self.learning_rate, steps),
         weight_decay=self.weight_decay,
         mask=train.kernels,
       )
-    rate = optax.cosine_decay_schedule(self.range_learning_rate, self.steps)
+    rate = optax.cosine_decay_schedule(self.range_learning_rate, steps)
     adam = self.range_optimizer == "adam"
     ranges = optax.adam(rate) if adam else optax.sgd(rate, momentum=0.9)
     return train.separate(params, ranges)

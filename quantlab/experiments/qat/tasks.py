@@ -89,7 +89,7 @@ class Bytes:
       on.
   """
 
-  source: str = "docstrings"
+  source: str = "stdlib"
   split: str = "train"
   text_column: str = "text"
   tokens: int = 128
@@ -148,9 +148,9 @@ def model_language(data: Bytes) -> Task:
 
   def batches(size, seed, epoch):
     rng = np.random.default_rng((seed, epoch))
-    starts = rng.permutation(len(known) - data.tokens)
     count = max(1, len(known) // data.tokens // size)
-    for chosen in starts[: count * size].reshape(count, size):
+    starts = rng.integers(len(known) - data.tokens, size=(count, size))
+    for chosen in starts:
       windows = known[chosen[:, None] + np.arange(data.tokens + 1)[None]]
       yield _next(windows)
 
