@@ -227,7 +227,10 @@ def rounded(plans: Plans, training: Training) -> PyTree:
 
 
 def deploy(plans: Plans, training: Training) -> PyTree:
-  """The params packed: they dequantize to what the loss saw."""
+  """The params packed: they dequantize to `rounded`.
+
+  That is what the loss saw, unless weights are rounded at random.
+  """
   params = training.variables["params"]
   if plans.weights is None:
     return params
@@ -385,31 +388,82 @@ def fit(
   training = start(model, variables, optimizer)
   every = max(1, steps // _LINES)
   for i, batch in zip(track(range(steps)), stream(batches), strict=False):
-    training, seen = update(training, *batch)
-    check(i, steps, seen, batch)
+    before, (training, seen) = training, update(training, *batch)
+    check(i, steps, seen, batch, functools.partial(outputs, model, before))
     if i % every == 0 or i == steps - 1:
       _LOG.info("step %d of %d: loss %.4f", i, steps, seen.loss)
   return training.variables
 
 
-def check(i: int, steps: int, seen: Seen, batch: Batch) -> None:
+def outputs(
+  model: nn.Module, training: Training, inputs: Any
+) -> Iterator[tuple[str, Array]]:
+  """What the modules return, unquantized, in the order in which they end.
+
+  Args:
+    model: as in `start`.
+    training: where the variables come from.
+    inputs: of the model.
+
+  Yields:
+    The path of a module, empty for the model, and an array.
+  """
+  found = []
+
+  def note(function, args, kwargs, context):
+    out = function(*args, **kwargs)
+    path = "/".join(context.module.path)
+    found.extend((path, leaf) for leaf in jax.tree.leaves(out))
+    return out
+
+  rest = [name for name in training.variables if name != "params"]
+  with nn.intercept_methods(note):
+    model.apply(training.variables, inputs, mutable=rest)
+  yield from found
+
+
+def check(
+  i: int,
+  steps: int,
+  seen: Seen,
+  batch: Batch,
+  outputs: Callable[[Any], Iterable[tuple[str, Array]]],
+) -> None:
   """Refuses a step whose loss or gradient is not finite.
 
+  Args:
+    i: number of the step.
+    steps: of the training.
+    seen: what the step said.
+    batch: of the step.
+    outputs: from its inputs to what the modules returned.
+
   Raises:
-    FloatingPointError: says which leaf's gradient is bad first, and what the
-      batch was.
+    FloatingPointError: says what the batch was, and where the first number is
+      that is not finite: in an input, in the output of a module, or else in the
+      gradient of a leaf.
     ValueError: places share a state; see `ql.check_uses`.
   """
   if not seen.finite:
     inputs, labels = batch
-    bad = [path for path, is_bad in jax.device_get(seen.bad).items() if is_bad]
-    where = (
-      f"; the gradient of {bad[0]} is not finite, here first" if bad else ""
+    every = itertools.chain(
+      [("the inputs", inputs)],
+      (
+        (f"the output of {path or 'the model'}", x)
+        for path, x in outputs(inputs)
+      ),
+      (
+        (f"the gradient of {path}", np.where(bad, np.nan, 0))
+        for path, bad in seen.bad.items()
+      ),
+    )
+    first = next(
+      (name for name, x in every if not np.isfinite(x).all()), "the loss"
     )
     raise FloatingPointError(
-      f"step {i} of {steps}: the loss is {seen.loss}; finite images: "
-      f"{np.isfinite(inputs).all()}, labels {labels.min()} to {labels.max()}"
-      f"{where}; if those are right, lower the learning rate"
+      f"step {i} of {steps}: the loss is {seen.loss}; not finite is first "
+      f"{first}; labels are {labels.min()} to {labels.max()}; if the data are "
+      "right, lower the learning rate"
     )
   if i == 0:
     ql.check_uses(seen.uses)

@@ -124,6 +124,132 @@ def test_starts_at_the_estimated_range(name):
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+def _between(lo, hi, spec):
+  scale = (hi - lo) / (spec.hi - spec.lo)
+  return scale, spec.lo - lo / scale
+
+
+def _sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+# A kind and its numbers to step and zero point, as the papers write them.
+SAID = {
+  "scale_offset": lambda v, ends, spec: (
+    v["scale"],
+    -v["offset"] / v["scale"],
+  ),
+  "scale_zero": lambda v, ends, spec: (v["scale"], v["zero"]),
+  "min_max": lambda v, ends, spec: _between(v["lo"], v["hi"], spec),
+  "beta_gamma": lambda v, ends, spec: _between(
+    v["beta"] * ends[0], v["gamma"] * ends[1], spec
+  ),
+  "beta_gamma_sigmoid": lambda v, ends, spec: _between(
+    _sigmoid(v["beta"]) * ends[0], _sigmoid(v["gamma"]) * ends[1], spec
+  ),
+}
+
+
+def _frozen(x, kind, spec, start, margin):
+  """The quantizer without its jumps: what rounding adds stays as at `start`."""
+  ends = x.min(), x.max()
+  step, zero = SAID[kind](start, ends, spec)
+  jump = np.round(zero) - zero if spec.exact_zero else 0.0
+  code = x / step + zero + jump
+  rest = np.round(code) - code
+  below, above = code < spec.lo - margin, code > spec.hi + margin
+
+  def values(numbers):
+    step, zero = SAID[kind](numbers, ends, spec)
+    zero = zero + jump
+    inside = step * (x / step + zero + rest - zero)
+    ends_ = step * (spec.lo - zero), step * (spec.hi - zero)
+    return np.where(below, ends_[0], np.where(above, ends_[1], inside))
+
+  return values
+
+
+@pytest.mark.parametrize(
+  ("kind", "start", "lo", "exact", "margin"),
+  [
+    ("scale_offset", {"scale": 0.21, "offset": -0.3}, 0, False, 0.0),
+    ("scale_offset", {"scale": 0.21, "offset": 0.15}, -8, False, 0.0),
+    ("scale_zero", {"scale": 0.21, "zero": 6.3}, 0, True, 0.5),
+    ("min_max", {"lo": -1.33, "hi": 1.77}, 0, True, 0.5),
+    ("min_max", {"lo": -1.33, "hi": 1.77}, 0, False, 0.5),
+    ("beta_gamma", {"beta": 0.5, "gamma": 0.45}, 0, True, 0.5),
+    ("beta_gamma_sigmoid", {"beta": 0.1, "gamma": -0.2}, 0, True, 0.5),
+  ],
+)
+def test_gradients_are_those_of_frozen_residuals(
+  kind, start, lo, exact, margin
+):
+  spec = base.IntSpec(4, signed=lo < 0, exact_zero=exact)
+  rng = np.random.default_rng(0)
+  x = 1.3 * rng.standard_normal(4000) + 0.2
+  above = rng.standard_normal(4000)
+  frozen = _frozen(x, kind, spec, start, margin)
+  with jax.enable_x64(True):
+    q = ql.chain(
+      ql.learned(parameterization.PARAMETERIZATIONS[kind], spec, ql.per_tensor),
+      ql.nearest(margin=margin),
+    )
+
+    def total(learned):
+      out, _ = q.apply(jnp.asarray(x), ql.State((learned, ()), ((), ())))
+      return jnp.mean(out.dequantize() * above)
+
+    values = {name: jnp.array([value]) for name, value in start.items()}
+    found = jax.grad(total)(ql.Learned(values, kind, spec)).values
+    found = jax.tree.map(float, jax.tree.map(jnp.sum, found))
+  for name in start:
+    sides = [
+      np.mean(frozen({**start, name: start[name] + h}) * above)
+      for h in (1e-6, -1e-6)
+    ]
+    assert found[name] == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+  ("bits", "step", "straight", "true"),
+  [
+    (2, 0.7, (-0.3443, -0.1804), (-0.3183, -0.1743)),
+    (2, 1.1, (0.0130, -0.1127), (0.0424, -0.0962)),
+    (3, 0.4, (-0.4560, -0.0489), (-0.4425, -0.0481)),
+    (4, 0.2, (-0.8474, -0.0134), (-0.8408, -0.0133)),
+    (8, 0.02, (-0.87979, 0.0009), (-0.87997, 0.0009)),
+  ],
+)
+def test_straight_through_is_nearly_the_true_gradient(
+  bits, step, straight, true
+):
+  # Of the mean squared error of a normal variable on a signed grid.
+  at = (np.arange(200_000) + 0.5) / 200_000
+  x = jnp.asarray(jax.scipy.special.ndtri(at), jnp.float32)
+  spec = base.IntSpec(bits)
+  q = ql.chain(ql.learned(ql.scale_offset, spec, ql.per_tensor), ql.nearest())
+
+  @jax.jit
+  def error(scale, offset):
+    values = {"scale": scale[None], "offset": offset[None]}
+    learned = ql.Learned(values, "scale_offset", spec)
+    out, _ = q.apply(x, ql.State((learned, ()), ((), ())))
+    return jnp.mean((out.dequantize() - x) ** 2)
+
+  start = jnp.float32(step), jnp.float32(0.05)
+  found = jax.grad(error, (0, 1))(*start)
+  np.testing.assert_allclose(found, straight, rtol=5e-3, atol=1e-3)
+  h = 0.02 * step  # wide: of fewer points than the card's two millions
+  sides = [
+    (error(step + h, 0.05), error(step - h, 0.05)),
+    (error(step, 0.05 + h), error(step, 0.05 - h)),
+  ]
+  slopes = [float(a - b) / (2 * h) for a, b in sides]
+  np.testing.assert_allclose(slopes, true, rtol=2e-2, atol=2e-3)
+  if (bits, step) != (2, 1.1):  # near the optimum nothing can be said
+    assert found[0] == pytest.approx(slopes[0], rel=0.1)
+
+
 def test_gradient_scale_changes_the_gradient_alone():
   plain = ql.learned(ql.step, base.IntSpec(4, symmetric=True), ql.per_tensor)
   slow = ql.learned(

@@ -174,8 +174,9 @@ class _Run:
         write(0, self._numbers(training))
       bar = track(todo, f"training {self.variant.name}")
       for i, batch in zip(bar, stream, strict=False):
-        training, seen = update(training, *spread(batch))
-        train.check(i, steps.steps, seen, batch)
+        before, (training, seen) = training, update(training, *spread(batch))
+        outputs = functools.partial(train.outputs, self.task.model, before)
+        train.check(i, steps.steps, seen, batch, outputs)
         last = i + 1 == steps.steps
         if last or (i + 1) % steps.evaluate_every == 0:
           write(i + 1, {"loss": seen.loss} | self._numbers(training))
