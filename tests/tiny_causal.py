@@ -68,16 +68,16 @@ def shapes(config):
     found = {f"{name}.weight": shape for name, shape in dense.items()}
     found |= {f"{name}.bias": shape[:1] for name, shape in dense.items()}
     return found | {"word_embeddings.weight": (V, D)}
-  width = config.get("head_dim", D // H)
+  width, inner = config.get("head_dim", D // H), config["intermediate_size"]
   shared = config.get("num_key_value_heads", H) * width
   layers = {
     "self_attn.q_proj": (H * width, D),
     "self_attn.k_proj": (shared, D),
     "self_attn.v_proj": (shared, D),
     "self_attn.o_proj": (D, H * width),
-    "mlp.gate_proj": (F, D),
-    "mlp.up_proj": (F, D),
-    "mlp.down_proj": (D, F),
+    "mlp.gate_proj": (inner, D),
+    "mlp.up_proj": (inner, D),
+    "mlp.down_proj": (D, inner),
     "input_layernorm": (D,),
     "post_attention_layernorm": (D,),
   }

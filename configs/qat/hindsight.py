@@ -4,7 +4,8 @@
     --workdir=runs/qat-hindsight
 
 A ResNet-8 on scikit-learn's digits. Weights, the inputs of all layers and the
-gradients that arrive at them have 8 or 4 bits; gradients are rounded at random.
+gradients that arrive at them have 8 or 4 bits; gradients are rounded at random,
+and at 4 bits to nearest too.
 The estimators are those that arXiv 2105.04246 compares: `current` takes the
 range of the tensor itself, `running` an average up to it, `hindsight` an
 average of earlier tensors alone, `dsgc` one that keeps a gradient's direction.
@@ -20,7 +21,7 @@ _RANGES = {
 }
 
 
-def _quantizers(bits, ranges):
+def _quantizers(bits, ranges, stochastic=True):
   act = {
     "method": "rtn",
     "bits": bits,
@@ -36,7 +37,7 @@ def _quantizers(bits, ranges):
     },
     # DSGC is for gradients; activations then have current ranges.
     "act": act | _RANGES["current" if ranges == "dsgc" else ranges],
-    "grad": act | {"stochastic": True} | _RANGES[ranges],
+    "grad": act | {"stochastic": stochastic} | _RANGES[ranges],
   }
 
 
@@ -56,4 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
       config.variants[f"{name}_w{bits}a{bits}g{bits}"] = {
         "quantizers": _quantizers(bits, name)
       }
+  for name in ("current", "running", "hindsight"):
+    config.variants[f"{name}_w4a4g4_nearest"] = {
+      "quantizers": _quantizers(4, name, stochastic=False)
+    }
   return config

@@ -89,7 +89,7 @@ def test_sensitivity_is_of_the_spare_pairs_and_kept(task, tmp_path):
   folder = workdir.Workdir(tmp_path)
   found = calibration.sensitivity(task, 1, folder, _track)
   [batch] = task.spare(1)
-  gradients = jax.grad(task.loss)(task.params, batch)
+  gradients = jax.jit(jax.grad(task.loss))(task.params, batch)
   for x, g in zip(*map(jax.tree.leaves, (found, gradients)), strict=True):
     np.testing.assert_allclose(x, g**2, rtol=1e-2, atol=1e-10)
   broken = task._replace(spare=lambda count: pytest.fail("computed again"))

@@ -2,6 +2,7 @@ import itertools
 
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import pytest
 import quantlab as ql
 from tests import draws
 
+_KMEANS = jax.jit(ql.kmeans(), static_argnums=2)
+
 
 def _fit(x, w, levels):
-  row, weight = jnp.asarray(x)[None], jnp.asarray(w)[None]
-  return np.asarray(ql.kmeans()(row, weight, levels)[0])
+  row, weight = np.asarray(x)[None], np.asarray(w)[None]
+  return np.asarray(_KMEANS(row, weight, levels))[0]
 
 
 def _error(x, w, levels):

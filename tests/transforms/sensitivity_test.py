@@ -64,7 +64,6 @@ def _weighted(q):
   [
     ql.lloyd(2),
     ql.icquant(ql.lloyd(2), ratio=0.05),
-    ql.icquant(ql.lloyd(3)),
     ql.splitquant(ql.lloyd(2)),
     ql.clusterquant(ql.lloyd(2)),
     ql.exact_outliers(ql.lloyd(2), sigmas=2.0),

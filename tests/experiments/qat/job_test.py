@@ -13,15 +13,15 @@ from quantlab.experiments import configs, qat, train
 from quantlab.experiments.qat import curves, job, logbook, settings
 from quantlab.models import cnn
 
-TINY = cnn.CNN(4, ((4, 1), (6, 2)), cnn.Residual, jax.nn.swish)
+TINY = cnn.CNN(4, ((4, 1),), cnn.Residual, jax.nn.swish)
 CONFIG = {
   "seed": 3,
   "model": {"name": "tiny"},
   "data": {"limit": 64},
-  "float": {"steps": 12, "batch_size": 16, "save_every": 5},
+  "float": {"steps": 12, "batch_size": 12, "save_every": 5},
   "train": {
     "steps": 8,
-    "batch_size": 16,
+    "batch_size": 12,  # on one device
     "range_batch": 32,
     "evaluate_every": 4,
     "save_every": 3,
@@ -214,9 +214,9 @@ def test_deployed_logits_are_the_fake_quantized_ones(done):
 
 
 def test_one_device_and_eight(tmp_path, monkeypatch):
-  few = {**CONFIG, "float": {**CONFIG["float"], "steps": 3}}
+  few = {**CONFIG, "float": {**CONFIG["float"], "steps": 3, "batch_size": 16}}
   few["variants"] = {"hindsight": CONFIG["variants"]["hindsight"]}
-  few["train"] = {**CONFIG["train"], "steps": 2, "evaluate_every": 1}
+  few["train"] = {**few["float"], "steps": 2, "evaluate_every": 1}
   assert len(jax.local_devices()) == 8
   qat.run(few, tmp_path / "eight")
   monkeypatch.setattr(job, "spread", lambda batch: batch)

@@ -123,13 +123,15 @@ def test_calibration_source(sections, tmp_path):
 
 def test_loss_is_the_cross_entropy_of_labels(task):
   [batch] = task.spare(1)
-  logits = task.model.apply({"params": task.params}, *batch.args)
+  logits = jax.jit(task.model.apply)({"params": task.params}, *batch.args)
   chances = jax.nn.softmax(logits)[jnp.arange(6), batch.labels]
   expected = -jnp.mean(jnp.log(chances))
-  assert task.loss(task.params, batch) == pytest.approx(float(expected), 1e-5)
-  gradients = plan.leaves(jax.grad(task.loss)(task.params, batch))
+  assert jax.jit(task.loss)(task.params, batch) == pytest.approx(
+    float(expected), 1e-5
+  )
+  gradients = plan.leaves(jax.jit(jax.grad(task.loss))(task.params, batch))
   for path in ("layer_0/mlp/up", "pooler", "classifier"):
-    assert jnp.abs(gradients[f"{path}/kernel"]).max() > 0
+    assert np.abs(gradients[f"{path}/kernel"]).max() > 0
 
 
 def _config(sections, **data):
