@@ -134,9 +134,13 @@ optimizer = train.separate(
 training = train.start(model, variables, optimizer, plans, first)
 
 
+run = train.quantized(model, plans)
+
+
 def accuracy(training, params):
-  run = jax.jit(train.quantized(model, plans, training, params))
-  right = [np.argmax(run(x), axis=1) == labels for x, labels in test]
+  right = [
+    np.argmax(run(training, params, x), axis=1) == labels for x, labels in test
+  ]
   return float(np.concatenate(right).mean())
 
 
@@ -197,7 +201,7 @@ assert moved[-1, 0] < 0  # the lobe is covered
 packed = train.deploy(plans, training)
 x, _ = test[0]
 logits = [
-  jax.jit(train.quantized(model, plans, training, params))(x)
+  run(training, params, x)
   for params in (train.rounded(plans, training), packed)
 ]
 np.testing.assert_array_equal(*logits)

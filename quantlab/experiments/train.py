@@ -191,24 +191,24 @@ def _quiet(batches: Iterable[Any], text: str) -> Iterable[Any]:
 
 
 def quantized(
-  model: nn.Module, plans: Plans, training: Training, params: PyTree
-) -> Callable[..., Array]:
-  """The model as an evaluation runs it: every range stays what it is.
+  model: nn.Module, plans: Plans
+) -> Callable[[Training, PyTree, Any], Array]:
+  """The model as an evaluation runs it, compiled: no range moves.
 
   Args:
     model: as in `start`.
     plans: what is quantized.
-    training: where ranges and what the model wrote come from.
-    params: float, or packed by `deploy`; floats are rounded.
 
   Returns:
-    `inputs -> outputs`.
+    `run(training, params, inputs) -> outputs`. Ranges, and what the model wrote
+    itself, are the training's; the params are `rounded` or packed by `deploy`.
   """
-  variables = {**training.variables, "params": params}
-  if plans.acts is None:
-    return functools.partial(ql.apply, model, variables)
 
-  def run(inputs):
+  @jax.jit
+  def run(training, params, inputs):
+    variables = {**training.variables, "params": params}
+    if plans.acts is None:
+      return ql.apply(model, variables, inputs)
     return ql.apply(
       model, variables, inputs, acts=plans.acts, state=training.acts
     )[0]

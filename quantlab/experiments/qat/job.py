@@ -35,7 +35,7 @@ from quantlab.experiments import (
   train,
   workdir,
 )
-from quantlab.experiments.qat import curves, logbook, settings, tasks
+from quantlab.experiments.qat import curves, logbook, settings
 
 _LOG = logging.getLogger(__name__)
 _FLOAT = "float"
@@ -120,6 +120,8 @@ class _Run:
     self.job, self.variant, self.folder = job, variant, folder
     self.variables = variables
     self.task, self.steps = job.task, variant.steps
+    self.rounded = jax.jit(functools.partial(train.rounded, variant.plans))
+    self.model = train.quantized(self.task.model, variant.plans)
 
   def finished(
     self, track: progress.Track, stop: list[int]
@@ -190,15 +192,15 @@ class _Run:
     return training
 
   def _numbers(self, training: train.Training) -> dict[str, Any]:
-    params = train.rounded(self.variant.plans, training)
+    params = self.rounded(training)
     return self._scores(training, params) | ranges(training)
 
   def _scores(self, training: train.Training, params: Any) -> dict[str, float]:
-    model = train.quantized(
-      self.task.model, self.variant.plans, training, params
-    )
     batches = self.task.test(self.steps.batch_size)
-    return self.task.scores(tasks.outputs(model, batches))
+    return self.task.scores(
+      (self.model(training, params, inputs), labels)
+      for inputs, labels in batches
+    )
 
   def _judge(self, training: train.Training) -> dict[str, Any]:
     """Scores of the packed model, which is stored."""

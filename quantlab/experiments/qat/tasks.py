@@ -3,7 +3,7 @@
 Shape letters: B batch, T tokens, C classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -186,11 +186,3 @@ def _bits_per_byte(
   nats = [np.asarray(_surprise(logits, labels)) for logits, labels in pairs]
   mean = float(np.concatenate(nats).mean())
   return {"bits_per_byte": mean / np.log(2), "test_loss": mean}
-
-
-def outputs(
-  run: Callable[[Any], Array], batches: Iterable[train.Batch]
-) -> Iterator[tuple[Array, np.ndarray]]:
-  """Outputs and labels of an evaluation, batch by batch."""
-  compiled = jax.jit(run)
-  return ((compiled(inputs), labels) for inputs, labels in batches)

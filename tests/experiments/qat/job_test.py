@@ -201,10 +201,9 @@ def test_deployed_logits_are_the_fake_quantized_ones(done):
   )
   training = run._restored(run._start(variant.steps.transformation()))
   inputs, _ = next(iter(run.task.test(16)))
+  model = train.quantized(TINY.clone(classes=10), variant.plans)
   logits = [
-    jax.jit(
-      train.quantized(TINY.clone(classes=10), variant.plans, training, p)
-    )(inputs)
+    model(training, p, inputs)
     for p in (
       train.rounded(variant.plans, training),
       train.deploy(variant.plans, training),
