@@ -527,3 +527,35 @@ def test_the_zeros_of_a_relu_need_a_gate(bits):
     assert last(name, _floored) > 5
     assert last(name, ql.project) < 1.05
   assert last("beta_gamma", _floored) < 1.05
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradients_are_those_of_pytorch(bits):
+  torch = pytest.importorskip("torch")
+  spec = base.IntSpec(bits, signed=False, exact_zero=True)
+  rng = np.random.default_rng(bits)
+  x = (1.3 * rng.standard_normal(4000) + 0.2).astype(np.float32)
+  above = rng.standard_normal(4000).astype(np.float32)
+  scale, zero = 5 / 2**bits, float(2**bits // 3)
+  leaves = [torch.tensor(a, requires_grad=True) for a in (x, [scale], [zero])]
+  theirs = torch._fake_quantize_learnable_per_tensor_affine(
+    *leaves, spec.lo, spec.hi, 1.0
+  )
+  theirs.backward(torch.tensor(above))
+  q = ql.chain(
+    ql.learned(ql.scale_zero, spec, ql.per_tensor), ql.nearest(margin=0.5)
+  )
+
+  def total(x, learned):
+    out = q.apply(x, ql.State((learned, ()), ((), ())))[0].dequantize()
+    return jnp.sum(out * above), out
+
+  values = {"scale": jnp.array([scale]), "zero": jnp.array([zero])}
+  (by_x, learned), ours = jax.grad(total, (0, 1), has_aux=True)(
+    jnp.asarray(x), ql.Learned(values, "scale_zero", spec)
+  )
+  np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-6)
+  np.testing.assert_allclose(by_x, leaves[0].grad.numpy(), atol=1e-6)
+  for name, leaf in zip(("scale", "zero"), leaves[1:], strict=True):
+    found, expected = learned.values[name].item(), leaf.grad.item()
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-3)
