@@ -42,6 +42,7 @@ class Packed:
   dims: Shape = base.static()
 
   @classmethod
+  @functools.partial(jax.jit, static_argnames=("cls", "bits_", "lo", "axes"))
   def pack(cls, codes: Array, bits_: int, lo: int, axes: Shape) -> "Packed":
     """Packs integers in `[lo, lo + 2**bits)` along `axes`."""
     dims = tuple(codes.shape[axis] for axis in axes)
@@ -113,6 +114,7 @@ class Digits:
   dims: Shape = base.static()
 
   @classmethod
+  @functools.partial(jax.jit, static_argnames=("cls", "radix", "axes"))
   def pack(cls, labels: Array, radix: int, axes: Shape) -> "Digits":
     """Packs integers in `[0, radix)` along `axes`.
 
@@ -255,6 +257,7 @@ class GapCoded:
   dims: Shape = base.static()
 
   @classmethod
+  @functools.partial(jax.jit, static_argnames=("cls", "bits_"))
   def encode(cls, marks: Marks, bits_: int, shuffled: Any = None) -> "GapCoded":
     """Encodes marks, with room for the longest possible streams.
 
