@@ -6,6 +6,7 @@ promotion forbidden. To run them on an accelerator, name it:
 """
 
 import atexit
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -65,3 +66,5 @@ hypothesis.settings.load_profile("quantlab")
 
 # The notebooks' sources run as notebooks, not as doctest modules.
 collect_ignore_glob = ["colab/*.py"]
+if importlib.util.find_spec("torch") is None:  # an extra
+  collect_ignore_glob.append("quantlab/experiments/bench_torch.py")

@@ -2,7 +2,8 @@
 
 All cases run in turn, round after round, and the median round counts: what
 slows the machine for a while slows every case alike. qwix, the JAX
-quantization library, is measured beside them where it is installed.
+quantization library, and PyTorch's learnable fake quantization are measured
+beside them where they are installed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,6 +133,11 @@ def steps(network: str, *, batch: int = 128, size: int = 32) -> Iterator[Case]:
       lambda update=update, training=training: update(training, x, labels),
       batch,
     )
+  if network == "resnet8" and importlib.util.find_spec("torch"):
+    from quantlab.experiments import bench_torch
+
+    for name, step in bench_torch.steps(batch, size):
+      yield Case(f"{network}, {name}", step, batch)
 
 
 def _qwix(w: jax.Array) -> Callable[[], Any]:

@@ -76,3 +76,32 @@ class Layer:
     """
     wide = 2 * accumulator_bits * self.outputs / 8 / 1024
     return self.static(weight_bits=weight_bits, act_bits=act_bits) + wide
+
+
+LAYERS = {
+  "ResNet18, 3x3, 64 to 64, 56x56": Layer.conv((3, 3), (64, 64), (56, 56)),
+  "MobileNetV2, 1x1, 16 to 96, 112x112": Layer.conv(
+    (1, 1), (16, 96), (112, 112)
+  ),
+  "MobileNetV2, depthwise 3x3, 96, 112x112": Layer.conv(
+    (3, 3), (96, 96), (112, 112), groups=96
+  ),
+}
+"""The layers of the paper's table."""
+
+
+def show() -> None:
+  """Prints the traffic of `LAYERS`, forward and backward."""
+  from rich import console, table
+
+  out = table.Table(title="KiB per image, W8 A8, 32-bit accumulator")
+  out.add_column("layer")
+  for column in ("static", "dynamic", "overhead"):
+    out.add_column(column, justify="right")
+  for name, layer in LAYERS.items():
+    for way, each in ((name, layer), ("  backward", layer.backward())):
+      static, dynamic = each.static(), each.dynamic()
+      out.add_row(
+        way, f"{static:.0f}", f"{dynamic:.0f}", f"+{dynamic / static - 1:.0%}"
+      )
+  console.Console().print(out)

@@ -5,23 +5,26 @@ import pytest
 from quantlab.experiments import traffic
 
 conv = traffic.Layer.conv
-TABLE = {
-  "ResNet18 3x3": (conv((3, 3), (64, 64), (56, 56)), 428, 1996, 366),
-  "MobileNetV2 1x1": (conv((1, 1), (16, 96), (112, 112)), 1374, 10782, 685),
-  "MobileNetV2 depthwise": (
-    conv((3, 3), (96, 96), (112, 112), groups=96),
-    *(2353, 11761, 400),
-  ),
-}
+# KiB and overhead in percent: the paper's, in the order of `traffic.LAYERS`.
+TABLE = [(428, 1996, 366), (1374, 10782, 685), (2353, 11761, 400)]
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_table(name):
-  layer, static, dynamic, overhead = TABLE[name]
+@pytest.mark.parametrize(
+  ("layer", "row"), [*zip(traffic.LAYERS.values(), TABLE, strict=True)]
+)
+def test_table(layer, row):
+  static, dynamic, overhead = row
   assert round(layer.static()) == static
   assert round(layer.dynamic()) == dynamic
   found = 100 * (layer.dynamic() / layer.static() - 1)
   assert found == pytest.approx(overhead, abs=0.5)
+
+
+def test_shows_both_directions(capsys):
+  traffic.show()
+  out = capsys.readouterr().out
+  assert "10782" in out
+  assert out.count("backward") == len(traffic.LAYERS)
 
 
 def test_bounds():
