@@ -9,8 +9,11 @@ and activations rounded in the loss. First and last layer have 8 bits.
 import ml_collections
 
 
-def _variant(weights, acts):
-  return {"quantizers": {"inner": weights, "act": acts}}
+def _variant(bits, weights, acts):
+  return {
+    "quantizers": {"inner": weights, "act": acts},
+    "panel": f"{bits} bits",
+  }
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -33,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     "edge_act": {"method": "lsq_plus", "bits": 8},
   }
   config.variants = {
-    name: _variant(weights, acts)
+    name: _variant(bits, weights, acts)
     for bits in (2, 3, 4)
     for name, weights, acts in (
       (
@@ -49,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
   }
   config.variants.float_longer = {
-    "quantizers": {"edge": None, "edge_act": None}
+    "quantizers": {"edge": None, "edge_act": None},
+    "panel": "4 bits",
   }
   return config

@@ -51,14 +51,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights = (("kernel", "weight"),)
   config.acts = ((r"(conv|head)/in$", "act"),)
   config.grads = ((r"(conv|head)/out$", "grad"),)
-  config.variants = {"float_longer": {}}
+  config.variants = {"float_longer": {"panel": "8 bits"}}
   for bits in (8, 4):
     for name in _RANGES:
       config.variants[f"{name}_w{bits}a{bits}g{bits}"] = {
-        "quantizers": _quantizers(bits, name)
+        "quantizers": _quantizers(bits, name),
+        "panel": f"{bits} bits",
       }
   for name in ("current", "running", "hindsight"):
     config.variants[f"{name}_w4a4g4_nearest"] = {
-      "quantizers": _quantizers(4, name, stochastic=False)
+      "quantizers": _quantizers(4, name, stochastic=False),
+      "panel": "4 bits, to nearest",
     }
   return config

@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.acts = (("layer_.*/(query|key|value|out|gate|up|down)/in$", "act"),)
   config.quantizers = {"act": _ACT}
   config.variants = {
-    "float_longer": {"quantizers": {"act": None}},
+    "float_longer": {"quantizers": {"act": None}, "panel": "4 bits"},
   }
   for bits in (4, 2):
     weight = {
@@ -50,5 +50,6 @@ def get_config() -> ml_collections.ConfigDict:
       config.variants[f"{name}_w{bits}a8"] = {
         "quantizers": {"weight": weight},
         "train": {"steps": steps},
+        "panel": f"{bits} bits",
       }
   return config

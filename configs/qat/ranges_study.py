@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         "act": _quantizer(kind, bits),
       },
       "train": {"range_learning_rate": rate},
+      "panel": f"{bits} bits, rate {rate:g}",
     }
     for bits in (3, 8)
     for rate in (1e-3, 1e-2)

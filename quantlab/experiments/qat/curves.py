@@ -1,6 +1,6 @@
 """Pictures of a training: its loss and score, and how its ranges moved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -50,19 +50,33 @@ def of_run(folder: pathlib.Path, best: str) -> None:
   figure.savefig(folder / "curves.png")
 
 
-def summary(root: pathlib.Path, variants: Sequence[str], best: str) -> None:
-  """Draws `report.png`: the score of every variant over its steps."""
-  figure, (axes,) = _figure(1)
-  for i, name in enumerate(variants):
-    rows = logbook.read(root / name)
-    axes.plot(
-      [row["step"] for row in rows],
-      [row[best] for row in rows],
-      label=name,
-      **plots.style(i) | {"markersize": 3, "linewidth": 1.2},
-    )
-  axes.set_title(best)
-  axes.legend(frameon=False, fontsize=7)
+def summary(
+  root: pathlib.Path, reference: str, panels: Mapping[str, str], best: str
+) -> None:
+  """Draws `report.png`: the score of every variant over its steps.
+
+  Args:
+    root: the folder of all runs.
+    reference: the run whose last score is a line in each panel.
+    panels: from the name of a variant to the title of its panel.
+    best: the score to show.
+  """
+  titles = sorted(set(panels.values()))
+  figure, every = _figure(len(titles))
+  last = logbook.read(root / reference)[-1][best]
+  for title, axes in zip(titles, every, strict=True):
+    axes.axhline(last, color="0.45", linewidth=1, label=reference)
+    names = [name for name in panels if panels[name] == title]
+    for i, name in enumerate(names):
+      rows = logbook.read(root / name)
+      axes.plot(
+        [row["step"] for row in rows],
+        [row[best] for row in rows],
+        label=name,
+        **plots.style(i) | {"markersize": 3, "linewidth": 1.2},
+      )
+    axes.set_title(", ".join(filter(None, (best, title))))
+    axes.legend(frameon=False, fontsize=7)
   figure.savefig(root / "report.png")
 
 

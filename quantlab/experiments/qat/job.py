@@ -83,7 +83,8 @@ def run(config: Any, workdir_: str | os.PathLike[str]) -> dict[str, Any]:
     folder.root / "report.json",
     about | {"task": job.task.source, "results": results},
   )
-  curves.summary(folder.root, [*results], job.task.best[0])
+  panels = {variant.name: variant.panel for variant in job.variants}
+  curves.summary(folder.root, _FLOAT, panels, job.task.best[0])
   return results
 
 

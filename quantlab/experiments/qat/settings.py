@@ -9,7 +9,8 @@
   acts        pairs of a pattern of sites and a quantizer's name
   grads       the same for gradients
   quantizers  {name: call}, what the names stand for; "keep" needs no entry
-  variants    {name: {"quantizers": {...}, "train": {...}}}, what is different
+  variants    {name: {"quantizers": {...}, "train": {...}, "panel": ...}}: what
+              is different, and in which panel of the picture it is drawn
 
 A name that a variant has no quantizer for keeps what it is placed on.
 """
@@ -27,6 +28,7 @@ from quantlab.transforms import compose, plan
 
 LANGUAGE = "llama"
 _PLANS = ("weights", "acts", "grads")
+_VARIANT = ("quantizers", "train", "panel")
 _SECTIONS = (
   *("seed", "model", "data", "float", "train"),
   *(*_PLANS, "quantizers", "variants"),
@@ -108,11 +110,13 @@ class Variant(NamedTuple):
     name: it.
     plans: what is quantized.
     steps: how it is trained.
+    panel: title of the panel of the picture that it is drawn in.
   """
 
   name: str
   plans: train.Plans
   steps: Steps
+  panel: str = ""
 
 
 class Settings(NamedTuple):
@@ -207,11 +211,9 @@ def _variant(config: Mapping[str, Any], name: str, entry: Any) -> Variant:
   where = f"config.variants.{name}"
   entry = entry or {}
   for key in entry:
-    if key not in ("quantizers", "train"):
+    if key not in _VARIANT:
       problem = "no such entry of a variant"
-      raise configs.unknown(
-        f"{where}.{key}", problem, key, ("quantizers", "train")
-      )
+      raise configs.unknown(f"{where}.{key}", problem, key, _VARIANT)
   calls = {**config.get("quantizers", {}), **entry.get("quantizers", {})}
   quantizers = {
     key: configs.build(call, f"{where}.quantizers.{key}")
@@ -224,6 +226,7 @@ def _variant(config: Mapping[str, Any], name: str, entry: Any) -> Variant:
     name,
     train.Plans(**plans),
     _section(Steps, steps, f"{where}.train"),
+    str(entry.get("panel", "")),
   )
 
 
