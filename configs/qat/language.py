@@ -19,19 +19,19 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = {"name": "llama"}
   config.data = {"source": "stdlib", "tokens": 128, "windows": 128}
   config.float = {
-    "steps": 1500,
-    "batch_size": 32,
+    "steps": 800,
+    "batch_size": 16,
     "optimizer": "adamw",
     "learning_rate": 2e-3,
-    "evaluate_every": 250,
+    "evaluate_every": 200,
   }
   config.train = {
-    "steps": 500,
-    "batch_size": 32,
+    "steps": 200,
+    "batch_size": 16,
     "range_batch": 32,
     "optimizer": "adamw",
     "learning_rate": 5e-4,
-    "evaluate_every": 100,
+    "evaluate_every": 50,
   }
   config.weights = (("layer_.*kernel", "weight"),)
   config.acts = (("layer_.*/(query|key|value|out|gate|up|down)/in$", "act"),)
@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
       "granularity": "per_output",
       "start": "mse",
     }
-    for name, steps in (("ptq", 0), ("qat", 500)):
+    for name, steps in (("ptq", 0), ("qat", 200)):
       config.variants[f"{name}_w{bits}a8"] = {
         "quantizers": {"weight": weight},
         "train": {"steps": steps},
