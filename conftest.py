@@ -52,9 +52,10 @@ from quantlab.experiments import programs  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_runtest_teardown():
+def pytest_runtest_teardown(item, nextitem):
   """Keeps a worker from running out of room for compiled programs."""
-  programs.release()
+  if nextitem is None or nextitem.path != item.path:
+    programs.release()
 
 
 # Examples of new shapes compile: no deadline, and few of them.

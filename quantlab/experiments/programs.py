@@ -20,7 +20,7 @@ def release() -> bool:
   """
   if not _MAPS.exists():
     return False
-  if 3 * _MAPS.read_bytes().count(b"\n") < int(_LIMIT.read_text()):
+  if 2 * _MAPS.read_bytes().count(b"\n") < int(_LIMIT.read_text()):
     return False
   jax.clear_caches()
   return True

@@ -22,10 +22,11 @@ def test_runs_what_is_asked_for(capsys):
 def test_every_step_is_a_case(monkeypatch):
   tiny = bench.cnn.NETWORKS["resnet8"].clone(stem=4, blocks=((4, 1),))
   monkeypatch.setattr(bench.cnn, "NETWORKS", {"tiny": tiny})
+  few = ("float", "in-hindsight W8A8G8")
+  monkeypatch.setattr(bench, "_WAYS", {way: bench._WAYS[way] for way in few})
   results = bench.run(bench.steps("tiny", batch=4, size=8), rounds=1)
   names = list(results["cases"])
-  assert names[0] == "tiny, float"
-  assert "tiny, in-hindsight W8A8G8" in names
+  assert names == ["tiny, float", "tiny, in-hindsight W8A8G8"]
   with pytest.raises(ValueError, match="network='resnet8' is none of tiny"):
     next(bench.steps("resnet8"))
 

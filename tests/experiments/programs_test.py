@@ -15,7 +15,7 @@ def _limit(tmp_path, monkeypatch):
   return write
 
 
-@pytest.mark.parametrize(("maps", "many"), [(30, False), (40, True)])
+@pytest.mark.parametrize(("maps", "many"), [(45, False), (55, True)])
 def test_releases_programs_where_there_are_many(limit, maps, many):
   double = jax.jit(lambda x: 2 * x)
   double(jnp.ones(3))

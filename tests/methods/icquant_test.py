@@ -10,7 +10,7 @@ import quantlab as ql
 from quantlab.core import gaps
 from tests import draws
 
-D, ROWS = 4096, 128
+D, ROWS = 4096, 64
 
 
 @functools.cache
