@@ -1,7 +1,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,11 +86,11 @@ def test_loss_by_hand(task):
   queries, documents = np.split(embed(task.params), 2)
   scores = 20 * queries @ documents.T
   expected = -np.log(np.exp(np.diag(scores)) / np.exp(scores).sum(axis=1))
-  found = task.loss(task.params, batch)
+  found, slopes = jax.jit(jax.value_and_grad(task.loss))(task.params, batch)
   assert found == pytest.approx(expected.mean(), rel=1e-4)
-  gradients = plan.leaves(jax.grad(task.loss)(task.params, batch))
+  gradients = plan.leaves(slopes)
   for path in tiny_bert.LEAVES:
-    assert jnp.abs(gradients[path]).max() > 0
+    assert np.abs(gradients[path]).max() > 0
 
 
 def test_batch_size_below_one():
