@@ -15,7 +15,7 @@ ACTS = tiny.on("in$")
 
 def _mlp():
   model = tiny.Mlp()
-  return model, model.init(jax.random.key(0), BATCHES[0])
+  return model, jax.jit(model.init)(jax.random.key(0), BATCHES[0])
 
 
 def test_statistics_are_those_of_all_batches_without_quantization():
@@ -44,7 +44,7 @@ def test_batches_are_tuples_of_arguments_or_the_only_one():
       return nn.Dense(2)(x["a"] if y is None else x + y)
 
   x = BATCHES[0]
-  variables = Sum().init(jax.random.key(0), x, x)
+  variables = jax.jit(Sum().init)(jax.random.key(0), x, x)
   acts = tiny.on("dense_0/in")
   two = ql.calibrate(Sum(), variables, [(x, x)], acts)
   one = ql.calibrate(Sum(), variables, iter([{"a": 2 * x}]), acts)
@@ -61,7 +61,7 @@ def test_one_step_is_compiled_for_all_batches():
       return nn.Dense(2)(x)
 
   model = Counting()
-  variables = model.init(jax.random.key(0), BATCHES[0])
+  variables = jax.jit(model.init)(jax.random.key(0), BATCHES[0])
   traces.clear()
   ql.calibrate(model, variables, BATCHES[:2], ACTS)
   once = len(traces)
@@ -128,7 +128,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_every_site_of_a_model_at_once(name, tmp_path):
   model, x = MODELS[name]
-  variables = model.init(jax.random.key(0), x)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
   weights = ql.by_path([("kernel", ql.rtn(8)), ("", ql.keep())])
   if name == "stack":
     weights = ql.by_path([("kernel", ql.stacked(ql.rtn(8))), ("", ql.keep())])
@@ -182,7 +182,7 @@ class Mixed(nn.Module):
 
 def test_stacks_and_recurrences_in_one_model():
   x = tiny.normal(2, 5, 4)
-  variables = Mixed().init(jax.random.key(0), x)
+  variables = jax.jit(Mixed().init)(jax.random.key(0), x)
   acts = tiny.on("dense_0/in|/i/in")
   state = ql.calibrate(Mixed(), variables, [x, 2 * x], acts)
   shapes = [tiny.largest(stats).shape for stats in state.stats.values()]
@@ -194,7 +194,7 @@ def test_stacks_and_recurrences_in_one_model():
 
 def test_sites_that_are_zero_have_statistics_all_the_same():
   model, x = tiny.Mlp(), jnp.zeros((2, 6))
-  variables = model.init(jax.random.key(0), x)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
   for observer in OBSERVERS.values():
     acts = _static(observer)
     state = ql.calibrate(model, variables, [x], acts)
@@ -208,7 +208,7 @@ def test_what_is_learned_cannot_start_inside_a_loop():
     lambda x: ql.State(jnp.max(x)), lambda x, state, key=None: (x, ())
   )
   x = tiny.normal(2, 5, 4)
-  variables = Mixed().init(jax.random.key(0), x)
+  variables = jax.jit(Mixed().init)(jax.random.key(0), x)
   stack = ql.calibrate(
     Mixed(), variables, [x], tiny.on("stack/block/in", scale)
   )
@@ -246,7 +246,7 @@ class Late(nn.Module):
 
 def test_a_site_that_never_runs_is_named():
   x = jnp.ones((2, 3))
-  variables = Branching().init(jax.random.key(0), x)
+  variables = jax.jit(Branching().init)(jax.random.key(0), x)
   acts = tiny.on("/in")
   with pytest.raises(ValueError, match="right/in: did not run in any of 2"):
     ql.calibrate(Branching(), variables, [x, 2 * x], acts)
@@ -261,7 +261,7 @@ def test_a_site_that_never_runs_is_named():
 
 def test_a_site_may_appear_in_a_later_batch():
   x = jnp.ones((4, 3))
-  variables = Late().init(jax.random.key(0), x)
+  variables = jax.jit(Late().init)(jax.random.key(0), x)
   acts = tiny.on("/in")
   state = ql.calibrate(Late(), variables, [x[:2], 3 * x, x[:2]], acts)
   assert tiny.largest(state.stats["head/in"]) == 3

@@ -122,7 +122,7 @@ def test_a_state_used_twice_is_found():
     twice = gradients.grad_tap(quantizer, 2 * x, carried)
     return jnp.sum(once**2) + jnp.sum(twice)
 
-  seen = jax.grad(loss)(carried)
+  seen = jax.jit(jax.grad(loss))(carried)
   assert seen.uses == 2
   after = gradients.overwritten(carried, seen)
   assert all(np.isnan(a).all() for a in jax.tree.leaves(after.state))
@@ -155,7 +155,7 @@ GRADS = ql.by_path([(r"layers_\d/out$", _hindsight()), (".*", ql.keep())])
 
 def _model():
   x = draws.normal((16, 5))
-  return MODEL.init(jax.random.key(0), x), x
+  return jax.jit(MODEL.init)(jax.random.key(0), x), x
 
 
 def test_gradients_of_sites():
@@ -225,7 +225,7 @@ def test_random_rounding_takes_its_own_stream():
       rngs = {"grads": key}
       return jnp.sum(ql.apply(MODEL, variables, x, grads=grads, rngs=rngs) ** 2)
 
-    return jax.grad(loss)(variables)["params"]["layers_0"]["kernel"]
+    return jax.jit(jax.grad(loss))(variables)["params"]["layers_0"]["kernel"]
 
   one, again, other = (gradient(jax.random.key(seed)) for seed in (0, 0, 1))
   np.testing.assert_array_equal(one, again)
@@ -259,7 +259,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("lift", [True, False])
 def test_layers_of_a_scan(lift):
   model, x = Stack(lift), draws.normal((4, 5))
-  variables = model.init(jax.random.key(0), x)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
   grads = ql.by_path([("dense/out$", _hindsight()), (".*", ql.keep())])
   carried = ql.grad_state(model, variables, x, grads=grads)
   if lift:  # a state for each layer

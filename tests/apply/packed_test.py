@@ -106,7 +106,7 @@ def test_equals_dequantize_then_apply(name, jit):
 
 def test_packed_weights_matter():
   model, x = MODELS["dense"]
-  params = model.init(jax.random.key(0), x)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), x)["params"]
   packed = ql.quantize(
     ql.by_path([("bias", ql.keep()), ("", ql.rtn(2))]), params
   )
@@ -117,7 +117,7 @@ def test_packed_weights_matter():
 def test_no_dense_placeholder_under_jit():
   model = nn.Dense(256)
   x = jnp.ones((1, 256))
-  params = model.init(jax.random.key(0), x)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), x)["params"]
   packed = ql.quantize(
     ql.by_path([("bias", ql.keep()), ("", ql.rtn(4))]), params
   )
@@ -133,7 +133,7 @@ def test_no_dense_placeholder_under_jit():
 def test_sums_and_mutable_collections():
   model = nn.Sequential([nn.Dense(8), nn.BatchNorm(use_running_average=False)])
   x = IMAGE[0]
-  variables = model.init(jax.random.key(0), x)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
   plan = ql.by_path([("bias|scale", ql.keep()), ("", ql.easyquant(3, steps=5))])
   packed = ql.quantize(plan, variables["params"])
   assert isinstance(packed["layers_0"]["kernel"], ql.Sum)
@@ -147,7 +147,7 @@ def test_sums_and_mutable_collections():
 
 def test_other_methods_of_a_module():
   model = nn.Embed(10, 32)
-  params = model.init(jax.random.key(0), TOKENS)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
   packed = ql.quantize(PLAN, params)
   query = jnp.ones((2, 32))
   out = ql.apply(model, {"params": packed}, query, method="attend")
@@ -158,14 +158,14 @@ def test_other_methods_of_a_module():
 
 
 def test_embed_refuses_floats():
-  params = nn.Embed(10, 32).init(jax.random.key(0), TOKENS)["params"]
+  params = jax.jit(nn.Embed(10, 32).init)(jax.random.key(0), TOKENS)["params"]
   with pytest.raises(ValueError, match="takes integers, got float32"):
     ql.apply(nn.Embed(10, 32), {"params": ql.quantize(PLAN, params)}, IMAGE)
 
 
 def test_unquantized_variables_run_as_they_are():
   model, x = MODELS["conv"]
-  variables = model.init(jax.random.key(0), x)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
   np.testing.assert_array_equal(
     ql.apply(model, variables, x), model.apply(variables, x)
   )

@@ -224,7 +224,7 @@ def test_what_is_learned_gets_gradients():
     state = ql.State(learned, {"in": ()})
     return jnp.sum(ql.apply(model, variables, X, acts=acts, state=state)[0])
 
-  assert jnp.abs(jax.grad(loss)(state.learned)["in"]) > 1e-3
+  assert jnp.abs(jax.jit(jax.grad(loss))(state.learned)["in"]) > 1e-3
 
 
 class Wrapping(nn.Module):

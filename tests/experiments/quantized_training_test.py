@@ -61,7 +61,7 @@ def _accuracy(stochastic, **ranges):
   optimizer = train.separate(
     optax.sgd(schedule, momentum=0.9), optax.set_to_zero()
   )
-  variables = model.init(jax.random.key(0), x[:1])
+  variables = jax.jit(model.init)(jax.random.key(0), x[:1])
   batch = x[:128], labels[:128]
   training = train.start(model, variables, optimizer, plans, batch)
   update = train.step(model, optimizer, plans)

@@ -227,7 +227,7 @@ def test_conv_has_gradients():
     def total(x):
       return jnp.sum(conv(x, w, (2, 2), "SAME", dimension_numbers=NHWC) ** 2)
 
-    return jax.grad(total)(IMAGE)
+    return jax.jit(jax.grad(total))(IMAGE)
 
   q = _kernel("window")
   dense = loss(jax.lax.conv_general_dilated, q.dequantize())

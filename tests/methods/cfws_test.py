@@ -324,7 +324,7 @@ def test_logits_of_a_small_network():
       return nn.Conv(5, (3, 3))(x).mean(axis=(1, 2))
 
   x = draws.normal((4, 8, 8, 16))
-  params = Net().init(jax.random.key(1), x)["params"]
+  params = jax.jit(Net().init)(jax.random.key(1), x)["params"]
   for layer in params.values():
     size = layer["kernel"].shape[-2:]
     layer["kernel"] = (0.1 * layer["kernel"]).at[1, 1].add(jnp.eye(*size))

@@ -284,7 +284,7 @@ def test_float_layer_is_the_sum_of_its_branches(name):
   model, shape = MODELS[name]
   model = model.clone(precision="highest")
   x = draws.normal(shape)
-  params = model.init(jax.random.key(1), x)["params"]
+  params = jax.jit(model.init)(jax.random.key(1), x)["params"]
   if "bias" in params:
     params["bias"] = draws.normal((12,), 2)
   expected = model.apply({"params": params}, x)

@@ -200,7 +200,7 @@ def test_gradients_are_those_of_frozen_residuals(
       return jnp.mean(out.dequantize() * above)
 
     values = {name: jnp.array([value]) for name, value in start.items()}
-    found = jax.grad(total)(ql.Learned(values, kind, spec)).values
+    found = jax.jit(jax.grad(total))(ql.Learned(values, kind, spec)).values
     found = jax.tree.map(float, jax.tree.map(jnp.sum, found))
   for name in start:
     sides = [

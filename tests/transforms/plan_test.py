@@ -66,7 +66,7 @@ def test_gradient_passes_straight_through():
     q, _ = plan.apply(params, plan.init(params), None)
     return jnp.sum(ql.dequantize(q)["kernel"] * jnp.arange(32.0)[:, None])
 
-  gradient = jax.grad(loss)(params)["kernel"]
+  gradient = jax.jit(jax.grad(loss))(params)["kernel"]
   np.testing.assert_allclose(
     gradient[5:27, 0], jnp.arange(5.0, 27.0), rtol=1e-5
   )
@@ -146,7 +146,7 @@ def test_linen_partitioned_boxes():
   layer = nn.Dense(
     8, kernel_init=nn.with_partitioning(nn.initializers.normal(), ("x", None))
   )
-  params = layer.init(jax.random.key(0), jnp.ones((1, 32)))["params"]
+  params = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 32)))["params"]
   plan = ql.by_path([("kernel$", ql.rtn(8)), ("bias$", ql.keep())])
   q = ql.quantize(plan, params)
   assert q["kernel"].names == ("x", None)
