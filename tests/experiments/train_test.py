@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+import quantlab as ql
 from quantlab.experiments import train
 from quantlab.models import repvgg
 
@@ -76,6 +77,24 @@ def test_step_by_hand():
   np.testing.assert_allclose(found["params"]["kernel"], kernel, rtol=1e-6)
   np.testing.assert_allclose(found["params"]["bias"], [0.25, -0.25], rtol=1e-6)
   assert not variables["params"]["kernel"].any()
+
+
+def test_one_program_for_all_steps():
+  model, x = nn.Dense(2), np.ones((8, 3), np.float32)
+  labels = np.arange(8) % 2
+  act = ql.rtn(8, exact_zero=True, granularity=ql.per_tensor, observer=ql.ema())
+  plans = train.Plans(
+    weights=ql.by_path([("kernel", ql.lsq(4)), ("", ql.keep())]),
+    acts=ql.by_path([("in", act), ("", ql.keep())]),
+    grads=ql.by_path([("out", act), ("", ql.keep())]),
+  )
+  optimizer = train.separate(train.sgd(5), optax.adam(1e-3))
+  variables = model.init(jax.random.key(0), x)
+  training = train.start(model, variables, optimizer, plans, (x, labels))
+  update = train.step(model, optimizer, plans)
+  for _ in range(3):
+    training, _ = update(training, x, labels)
+  assert update._cache_size() == 1
 
 
 def test_sgd_decays_kernels_along_a_cosine():
