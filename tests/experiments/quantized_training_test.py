@@ -2,8 +2,9 @@
 
 An experiment of ours: a teacher's labels, the estimators that the paper
 compares, and both ways to round. What collapses is an averaged range together
-with rounding to nearest: the range grows too wide, all codes are 0, and nothing
-arrives at the layers above.
+with rounding to nearest: the range grows too wide, all codes are 0, nothing
+arrives at the layers above, and the next gradient is far outside. Where it ends
+is chaos; that the loss breaks out is not.
 """
 
 import functools
@@ -47,7 +48,8 @@ def _on(pattern, quantizer):
   return ql.by_path([(pattern, quantizer), ("", ql.keep())])
 
 
-def _accuracy(stochastic, **ranges):
+def _trained(stochastic, **ranges):
+  """Accuracy, and the largest loss once training is under way."""
   tensor = {"exact_zero": True, "granularity": ql.per_tensor, **ranges}
   weight = ql.rtn(8, symmetric=True, granularity=ql.per_tensor)
   plans = train.Plans(
@@ -72,25 +74,32 @@ def _accuracy(stochastic, **ranges):
   @jax.jit
   def run(training):
     def step(training, rows):
-      return update(training, x[rows], labels[rows])[0], None
+      training, seen = update(training, x[rows], labels[rows])
+      return training, seen.loss
 
-    return jax.lax.scan(step, training, order)[0]
+    return jax.lax.scan(step, training, order)
 
-  training = run(training)
+  training, losses = run(training)
   params = train.rounded(plans, training)
   logits = train.quantized(model, plans)(training, params, unseen)
-  return np.mean(np.argmax(logits, axis=1) == expected)
+  right = np.argmax(logits, axis=1) == expected
+  return np.mean(right), np.max(losses[20:])
 
 
 def test_ranges_of_the_past_train_where_rounding_is_random():
-  assert _accuracy(True, observer=ql.ema()) > 0.6
+  accuracy, worst = _trained(True, observer=ql.ema())
+  assert accuracy > 0.6
+  assert worst < 4
 
 
 def test_rounding_to_nearest_trains_with_current_ranges():
-  assert _accuracy(False) > 0.5
+  accuracy, worst = _trained(False)
+  assert accuracy > 0.5
+  assert worst < 90
 
 
 @pytest.mark.parametrize("hindsight", [True, False])
 def test_rounding_to_nearest_collapses_with_averaged_ranges(hindsight):
   # Whether the average holds the current tensor or not.
-  assert _accuracy(False, observer=ql.ema(), hindsight=hindsight) < 0.35
+  _, worst = _trained(False, observer=ql.ema(), hindsight=hindsight)
+  assert worst > 90
