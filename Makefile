@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install ptq compare test lint types unit notebooks bench format \
+.PHONY: help install ptq compare test lint types unit studies notebooks bench format \
 	lock clean
 
 help: ## list the commands
@@ -54,6 +54,9 @@ types: $(STAMP) ## pyrefly
 
 unit: $(STAMP) ## tests and doctests, without the notebooks
 	@$(PYTEST) quantlab tests
+
+studies: $(STAMP) ## the tests that `make test` leaves out because they take long
+	@$(PYTEST) -m study tests
 
 notebooks: $(STAMP) ## run every notebook from end to end
 	@$(PYTEST) colab

@@ -167,7 +167,7 @@ def start(
   params = variables["params"]
   weights, acts, grads = ql.State({}, {}), ql.State({}, {}), {}
   if plans.weights is not None:
-    weights = plan.as_plan(plans.weights).init(params)
+    weights = jax.jit(plan.as_plan(plans.weights).init)(params)
   if batch is None and (plans.acts is not None or plans.grads is not None):
     raise ValueError("quantized activations and gradients start from a batch")
   if plans.acts is not None and batch is not None:

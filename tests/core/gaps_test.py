@@ -299,6 +299,7 @@ def _bits_saved(w, ratio, bits):
   return gain - gaps.expected_bits(ratio, width, w.shape[0])
 
 
+@pytest.mark.study
 def test_best_ratio_is_best_on_gaussian_rows():
   w = draws.normal((2048, 64))
   best = gaps.best_ratio(2048)

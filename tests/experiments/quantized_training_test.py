@@ -19,6 +19,8 @@ import pytest
 import quantlab as ql
 from quantlab.experiments import train
 
+pytestmark = pytest.mark.study
+
 STEPS, WIDTH, CLASSES = 800, 64, 10
 
 

@@ -492,6 +492,7 @@ def test_many_bits_at_a_high_rate(name):
     assert errors[-1] < 1.05
 
 
+@pytest.mark.study
 def test_a_range_that_has_to_travel():
   # From [-4, 4] to data around 2: a zero point moves by little at a time.
   x, spec = 2 + _drawn(4, 100_000), _unsigned(8)
@@ -513,7 +514,7 @@ def test_a_range_that_has_to_travel():
   assert ends < units < plain
 
 
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [3, pytest.param(4, marks=pytest.mark.study)])
 def test_the_zeros_of_a_relu_need_a_gate(bits):
   # The zero point of a free range flips, and all zeros move with it.
   x, spec = jnp.maximum(_drawn(5), 0), _unsigned(bits)

@@ -64,8 +64,8 @@ def _weighted(q):
   [
     ql.lloyd(2),
     ql.icquant(ql.lloyd(2), ratio=0.05),
-    ql.splitquant(ql.lloyd(2)),
-    ql.clusterquant(ql.lloyd(2)),
+    pytest.param(ql.splitquant(ql.lloyd(2)), marks=pytest.mark.study),
+    pytest.param(ql.clusterquant(ql.lloyd(2)), marks=pytest.mark.study),
     ql.exact_outliers(ql.lloyd(2), sigmas=2.0),
     ql.rtn(2, exact_zero=True, estimator=ql.mse),
   ],

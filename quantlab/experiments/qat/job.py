@@ -10,7 +10,7 @@
 A run that is killed goes on at its last save, and ends with the same bits.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import logging
@@ -171,13 +171,14 @@ class _Run:
       self.task.batches, steps.batch_size, self.job.seed
     )
     stream = train.stream(epochs, first)
+    training, lay = spread(training, steps.batch_size)
     todo = range(first, steps.steps)
     with logbook.opened(self.folder, first) as write:
       if first == 0:
         write(0, self._numbers(training))
       bar = track(todo, f"training {self.variant.name}")
       for i, batch in zip(bar, stream, strict=False):
-        before, (training, seen) = training, update(training, *spread(batch))
+        before, (training, seen) = training, update(training, *lay(batch))
         outputs = functools.partial(train.outputs, self.task.model, before)
         train.check(i, steps.steps, seen, batch, outputs)
         last = i + 1 == steps.steps
@@ -255,18 +256,28 @@ def _saves(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(folder.glob("[0-9]*")) if folder.exists() else []
 
 
-def spread(batch: train.Batch) -> tuple[Any, Any]:
-  """A batch over all local devices, if they divide it.
+def spread(
+  training: train.Training, batch_size: int
+) -> tuple[train.Training, Callable[[train.Batch], train.Batch]]:
+  """The training on every local device, if they divide a batch; else on one.
 
-  The step is compiled for all of it: a mean is over all examples, and so is a
-  range.
+  The step is compiled for all of them at once: a mean is over all examples, and
+  so is a range.
+
+  Returns:
+    The training, and what lays a batch over the devices.
   """
-  count = len(jax.local_devices())
-  if count == 1 or len(batch[0]) % count:
-    return batch
-  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("batch",))
-  along = jax.sharding.NamedSharding(mesh, jax.P("batch"))
-  return tuple(jax.device_put(x, along) for x in batch)
+  devices = jax.local_devices()
+  if batch_size % len(devices):
+    devices = devices[:1]
+  mesh = jax.make_mesh(
+    (len(devices),), ("batch",), (jax.sharding.AxisType.Auto,), devices=devices
+  )
+  everywhere, along = (
+    jax.sharding.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P("batch"))
+  )
+  lay = functools.partial(jax.device_put, device=along)
+  return jax.device_put(training, everywhere), lay
 
 
 def ranges(training: train.Training) -> dict[str, float]:
