@@ -11,6 +11,7 @@ Shape letters: R rows, one per grid cell; E elements per row.
 from collections.abc import Callable
 import dataclasses
 import functools
+import inspect
 from typing import (
   Any,
   NamedTuple,
@@ -37,13 +38,45 @@ def interned(function: Callable[P, T]) -> Callable[P, T]:
   Args:
     function: pure; takes what is hashable.
 
+  Returns:
+    The function, which raises `TypeError` for an argument that is not hashable.
+
   Example:
     >>> import quantlab as ql
     >>> ql.rtn(4) is ql.rtn(4)
     True
   """
-  kept: Any = functools.lru_cache(maxsize=512, typed=True)(function)
-  return kept
+  return _Interned(function)
+
+
+class _Interned:
+  """A function that keeps its results; to doctest it is the function."""
+
+  def __init__(self, function: Callable[..., Any]):
+    functools.update_wrapper(self, function)
+    self._function = function
+    self._kept = functools.lru_cache(maxsize=512, typed=True)(function)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    try:
+      return self._kept(*args, **kwargs)
+    except TypeError:
+      self._refuse(args, kwargs)
+      raise  # it came from the function itself
+
+  def _refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    names = [*inspect.signature(self._function).parameters]
+    named = [(names[min(i, len(names) - 1)], x) for i, x in enumerate(args)]
+    for name, value in [*named, *kwargs.items()]:
+      try:
+        hash(value)
+      except TypeError:
+        message = (
+          f"{self._function.__name__}: {name}={value!r} is a"
+          f" {type(value).__name__}; expected something hashable, as a number,"
+          " a string, a tuple or a quantizer"
+        )
+        raise TypeError(message) from None
 
 
 def static(**kwargs: Any) -> Any:
