@@ -169,7 +169,18 @@ CASES = {
     idempotent=False,  # the residual of the centre is another
   ),
 }
-ALL = pytest.mark.parametrize("name", CASES)
+# What these add is in other tests too, and each compiles several programs.
+VARIANTS = (
+  "icquant_all",
+  "icquant_shuffled",
+  "icquant_lloyd2",
+  "exact_icquant",
+)
+NAMES = [
+  pytest.param(name, marks=pytest.mark.study) if name in VARIANTS else name
+  for name in CASES
+]
+ALL = pytest.mark.parametrize("name", NAMES)
 
 
 @functools.cache
@@ -277,7 +288,9 @@ def _again(part):
   return part.grid.decode(jnp.round(part.grid.encode(values))), values
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.idempotent])
+@pytest.mark.parametrize(
+  "name", [n for n, c in CASES.items() if c.idempotent and n not in VARIANTS]
+)
 def test_idempotent(name):
   once = _values(name)
   twice = ql.quantize(CASES[name].quantizer, jnp.asarray(once)).dequantize()
@@ -287,7 +300,12 @@ def test_idempotent(name):
 @pytest.mark.parametrize(
   ("name", "dtype"),
   [
-    *((name, jnp.bfloat16) for name in CASES),
+    *(
+      pytest.param(
+        name, jnp.bfloat16, marks=[pytest.mark.study] * (name in VARIANTS)
+      )
+      for name in CASES
+    ),
     *((name, jnp.float16) for name in ("rtn3", "lloyd2", "icquant_rtn2")),
   ],
 )

@@ -133,7 +133,7 @@ def test_every_site_of_a_model_at_once(name, tmp_path):
   if name == "stack":
     weights = ql.by_path([("kernel", ql.stacked(ql.rtn(8))), ("", ql.keep())])
   packed = {**variables, "params": ql.quantize(weights, variables["params"])}
-  exact = model.apply(variables, x)
+  exact = np.asarray(jax.jit(model.apply)(variables, x))
   errors = {}
   for bits in (8, 4):
     acts = _static(OBSERVERS["extremes"], bits)
@@ -146,7 +146,7 @@ def test_every_site_of_a_model_at_once(name, tmp_path):
     restored = ql.restore(tmp_path / f"{bits}")
     run = jax.jit(functools.partial(ql.apply, model, acts=acts))
     y, _ = run(packed, x, state=restored)
-    errors[bits] = jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)
+    errors[bits] = np.linalg.norm(y - exact) / np.linalg.norm(exact)
   assert 0 < errors[8] < 0.04
   assert errors[8] < errors[4] < 0.6
 

@@ -195,7 +195,9 @@ def test_offline_is_one_clear_error(tmp_path, case):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("case", ["emotion", "spam"])
+@pytest.mark.parametrize(
+  "case", ["emotion", pytest.param("spam", marks=pytest.mark.study)]
+)
 def test_splitquant_on_a_tiny_classifier(tmp_path, case):
   config = _config(f"splitquant_bert_tiny:{case}")
   classes = {"emotion": 6, "spam": 2}[case]
@@ -246,7 +248,9 @@ def test_splitquant_on_a_tiny_llama(tmp_path):
     assert row["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "llama"])
+@pytest.mark.parametrize(
+  "kind", ["bloom", pytest.param("llama", marks=pytest.mark.study)]
+)
 def test_easyquant_on_a_tiny_model(tmp_path, kind):
   config = _tiny_causal(tmp_path, f"easyquant_{kind}", kind)
   config.weights.update(method="easyquant")

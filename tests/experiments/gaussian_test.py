@@ -3,6 +3,7 @@ import pytest
 from quantlab.experiments import gaussian
 
 
+@pytest.mark.study
 def test_index_code_is_stored_at_its_expected_cost():
   for ratio, _, bound, exact, stored in gaussian.index_code(rows=128):
     assert exact == pytest.approx(bound, rel=0.03)

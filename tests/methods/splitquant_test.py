@@ -216,8 +216,8 @@ def test_two_distinct_values(method):
   "inner",
   [
     ql.rtn(2, exact_zero=True),
-    ql.rtn(4),
-    ql.rtn(4, symmetric=True),
+    pytest.param(ql.rtn(4), marks=pytest.mark.study),
+    pytest.param(ql.rtn(4, symmetric=True), marks=pytest.mark.study),
   ],
 )
 @pytest.mark.parametrize("method", [ql.splitquant, ql.clusterquant])
@@ -287,15 +287,15 @@ def test_float_layer_is_the_sum_of_its_branches(name):
   params = jax.jit(model.init)(jax.random.key(1), x)["params"]
   if "bias" in params:
     params["bias"] = draws.normal((12,), 2)
-  expected = model.apply({"params": params}, x)
+  run = jax.jit(lambda params: ql.apply(model, {"params": params}, x))
+  expected = run(params)
   split = ql.quantize(ql.splitquant(ql.keep()), params)
-  out = ql.apply(model, {"params": split}, x)
-  np.testing.assert_allclose(out, expected, atol=1e-5)
+  np.testing.assert_allclose(run(split), expected, atol=1e-5)
   # As the paper runs it: three layers, each with its own share of the bias.
   total = jnp.zeros_like(expected)
   for i in range(3):
     branch = {k: v.parts[i].dequantize() for k, v in split.items()}
-    total += model.apply({"params": branch}, x)
+    total += run(branch)
   np.testing.assert_allclose(total, expected, atol=1e-5)
 
 
@@ -329,6 +329,7 @@ def test_activations_in_three_chunks():
       )
 
 
+@pytest.mark.study
 def test_branches_keep_their_zeros_with_a_sensitivity():
   # A branch's zeros are values to store, whatever tables make of zeros.
   w, inner = _gauss(), ql.lloyd(2)

@@ -66,7 +66,9 @@ def _weighted(q):
     ql.icquant(ql.lloyd(2), ratio=0.05),
     pytest.param(ql.splitquant(ql.lloyd(2)), marks=pytest.mark.study),
     pytest.param(ql.clusterquant(ql.lloyd(2)), marks=pytest.mark.study),
-    ql.exact_outliers(ql.lloyd(2), sigmas=2.0),
+    pytest.param(
+      ql.exact_outliers(ql.lloyd(2), sigmas=2.0), marks=pytest.mark.study
+    ),
     ql.rtn(2, exact_zero=True, estimator=ql.mse),
   ],
 )
