@@ -38,6 +38,7 @@ from quantlab.core.base import (
   Range,
   State,
 )
+from quantlab.core.gates import Gate, gates
 from quantlab.core.numerics import (
   chunks,
   per_block,
@@ -49,6 +50,7 @@ from quantlab.core.parameterization import (
   Learned,
   beta_gamma,
   beta_gamma_sigmoid,
+  bound,
   min_max,
   scale_offset,
   scale_zero,
@@ -64,10 +66,12 @@ from quantlab.core.qtensor import (
   nbits,
 )
 from quantlab.methods.cfws import cfws
+from quantlab.methods.cgmq import cgmq, guided
 from quantlab.methods.easyquant import easyquant, exact_outliers
 from quantlab.methods.icquant import icquant
 from quantlab.methods.lloyd import lloyd
 from quantlab.methods.lsq import lsq, lsq_plus, mean_magnitude, three_sigma
+from quantlab.methods.randbet import rquant
 from quantlab.methods.rtn import rtn
 from quantlab.methods.splitquant import clusterquant, splitquant
 from quantlab.transforms.compose import keep, stacked, stage
@@ -82,6 +86,7 @@ from quantlab.transforms.estimate import (
   percentile,
 )
 from quantlab.transforms.fit import fit, tables
+from quantlab.transforms.gated import gated
 from quantlab.transforms.labels import beyond, clusters, outliers, tails
 from quantlab.transforms.learn import integer_zero, learned, project
 from quantlab.transforms.levels import kmeans

@@ -17,6 +17,7 @@ import numpy as np
 
 from quantlab.core import (
   base,
+  gates,
   grids,
   histograms,
   parameterization,
@@ -31,8 +32,9 @@ _CLASSES: dict[str, Any] = {
   for cls in [
     *(dict, flax_core.FrozenDict, list, tuple),
     *(base.IntSpec, base.Range, base.Seen, base.Since, base.State),
-    *(histograms.Histogram, parameterization.Learned),
-    *(grids.Affine, grids.Codebook, grids.Labelled, grids.Raw, grids.Tails),
+    *(gates.Gate, histograms.Histogram, parameterization.Learned),
+    *(grids.Affine, grids.Bounded, grids.Codebook, grids.Labelled),
+    *(grids.Raw, grids.Tails),
     *(qtensor.QTensor, qtensor.Sum, qtensor.Window),
     *(stored.Digits, stored.GapCoded, stored.Marks, stored.Packed),
     *(stored.Pair, stored.Sparse),

@@ -184,10 +184,14 @@ class Quantizer(NamedTuple):
     init: `init(q) -> State`.
     apply: `apply(q, state, key=None) -> (q, stats)`. `key` is `None` or a PRNG
       key; a random stage raises `ValueError` without one.
+    settle: `settle(q, state) -> (quantizer, state)`, for a quantizer whose form
+      depends on its state: what it is once that is final, to store what it
+      gives. None where it is itself.
   """
 
   init: Callable[[Any], State]
   apply: Callable[..., tuple[Any, PyTree]]
+  settle: Callable[[Any, State], tuple["Quantizer", State]] | None = None
 
 
 class Seen(NamedTuple):

@@ -1,4 +1,4 @@
-"""Exact n-bit storage: codes of 1 to 8 bits in uint32 words.
+"""Exact n-bit storage: codes of 1 to 8 or 16 bits in uint32 words.
 
 The layout is one formula. K codes of b bits along one axis are cut into blocks
 of B codes (`block_size`), and each block into W words. With
@@ -29,6 +29,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -48,8 +49,8 @@ def num_words(length: int, bits: int) -> int:
     >>> num_words(1024, 3) * 32 / 1024
     3.0
   """
-  if not 1 <= bits <= 8:
-    raise ValueError(f"codes are stored in 1 to 8 bits, got {bits=}")
+  if bits not in (*range(1, 9), 16):
+    raise ValueError(f"codes are stored in 1 to 8 or in 16 bits, got {bits=}")
   block = block_size(length)
   return length // block * _words(block, bits) if length else 0
 
@@ -60,7 +61,7 @@ def pack(codes: Array, bits: int, axis: int = -1) -> Array:
 
   Args:
     codes: integers in `[0, 2**bits)`, K along `axis`.
-    bits: 1 to 8.
+    bits: 1 to 8, or 16.
     axis: the axis to pack.
 
   Returns:
@@ -104,18 +105,19 @@ def unpack(words: Array, bits: int, length: int, axis: int = -1) -> Array:
 
   Args:
     words: uint32, packed along `axis`.
-    bits: 1 to 8.
+    bits: 1 to 8, or 16.
     length: K, the number of codes along the axis.
     axis: the packed axis.
 
   Returns:
-    uint8 codes.
+    uint8 codes, uint16 where they have 16 bits.
   """
   axis %= words.ndim
   after = math.prod(words.shape[axis + 1 :])
   out_shape = (*words.shape[:axis], length, *words.shape[axis + 1 :])
+  dtype = jnp.uint8 if bits <= 8 else jnp.uint16
   if not math.prod(out_shape):
-    return jnp.zeros(out_shape, jnp.uint8)
+    return jnp.zeros(out_shape, dtype)
   block = block_size(length)
   width = _words(block, bits)
   fields, spare, unit, m, extra = _geometry(width, bits)
@@ -127,7 +129,7 @@ def unpack(words: Array, bits: int, length: int, axis: int = -1) -> Array:
     stream = _or([top[:, j] << (spare * j) for j in range(unit)])
     pairs += [(stream >> (bits * t)) & _both(bits) for t in range(extra)]
   pair = jnp.concatenate(pairs, axis=1)
-  codes = jnp.stack([pair & 0xFF, pair >> 16], axis=2).astype(jnp.uint8)
+  codes = jnp.stack([pair & 0xFFFF, pair >> 16], axis=2).astype(dtype)
   codes = codes.reshape(w.shape[0], -1, after)[:, :block]
   return codes.reshape(out_shape)
 
@@ -150,9 +152,9 @@ def _geometry(width: int, bits: int) -> tuple[int, int, int, int, int]:
   return fields, spare, unit, m, unit * spare // bits if m else 0
 
 
-def _both(bits: int) -> int:
+def _both(bits: int) -> np.uint32:
   """A mask of the low `bits` bits of both halves of a word."""
-  return (2**bits - 1) * 0x10001
+  return np.uint32((2**bits - 1) * 0x10001)
 
 
 def _pairs(x: Array) -> Array:

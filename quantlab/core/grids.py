@@ -99,6 +99,74 @@ class Affine:
 
 
 @base.pytree
+class Bounded:
+  """A uniform grid that no code leaves: values are clamped into the range.
+
+  `value = clip((code - middle + steps) * scale + lo, lo, hi)`. The outer codes
+  are `2**(bits - 1) - 1` to each side of the middle one, the ends of the range
+  `steps`, 1.001 times less: they round to the outer codes, whose values are cut
+  to them, and come back exactly. The lowest code of all is never encoded; it is
+  lo too.
+
+  Its codes have derivatives in units of values, as those of a `Codebook`, and
+  the range has none.
+
+  Attributes:
+    lo: G float, the smallest value.
+    hi: G float, the largest. Where it is lo, every code is lo.
+    spec: the codes, of at least 2 bits, signed or not.
+
+  References:
+    RQuant, arXiv 2006.13977. Reconstruction: constant tensors.
+  """
+
+  lo: Array
+  hi: Array
+  spec: base.IntSpec = base.static()
+
+  @property
+  def bounds(self) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    return self.spec.lo, self.spec.hi
+
+  @property
+  def scale(self) -> Array:
+    """The step, `1.001 * (hi - lo) / (2**bits - 2)`; 1 where that is 0."""
+    step = (self.hi / 2 - self.lo / 2) / self._steps
+    return jnp.where(step > 0, step, 1)
+
+  def encode(self, x: Array) -> Array:
+    """Real-valued codes of `x`."""
+    lo, _, scale = self._over(x)
+    codes = (x - lo) / scale - self._steps + self._middle
+    return jax.lax.stop_gradient(codes) + (x - jax.lax.stop_gradient(x))
+
+  def decode(self, codes: Array) -> Array:
+    """Values of codes, within the range."""
+    lo, hi, scale = self._over(codes)
+    fixed = jax.lax.stop_gradient(codes)
+    place = fixed - self._middle + self._steps
+    above = numerics.uncontracted(place * scale)
+    value = jax.lax.clamp(lo, lo + above, hi)
+    return jax.lax.stop_gradient(value) + (codes - fixed)
+
+  @property
+  def _steps(self) -> float:
+    """From the middle of the range to an end."""
+    return (2 ** (self.spec.bits - 1) - 1) / 1.001
+
+  @property
+  def _middle(self) -> int:
+    return self.spec.lo + 2 ** (self.spec.bits - 1)
+
+  def _over(self, x: Array) -> list[Array]:
+    return [
+      numerics.expand(a.astype(x.dtype), x.shape)
+      for a in (self.lo, self.hi, self.scale)
+    ]
+
+
+@base.pytree
 class Codebook:
   """A table of levels per grid cell.
 

@@ -176,6 +176,28 @@ beta_gamma = Parameterization(
 """`beta` and `gamma`: factors of the current smallest and largest element."""
 
 
+def _start_bound(range_, extremes, spec):
+  del extremes
+  low = -range_.lo if spec.signed else range_.hi
+  return {"bound": jnp.maximum(low, range_.hi)}
+
+
+bound = Parameterization(
+  "bound",
+  _start_bound,
+  lambda values, extremes, spec: (
+    values["bound"] / (spec.hi + spec.signed / 2),
+    jnp.zeros((1,) * values["bound"].ndim, jnp.int8),
+  ),
+  lambda values, spec: {"bound": jnp.maximum(values["bound"], LEAST_RANGE)},
+)
+"""`bound`: the end of a range `[-bound, bound]`, or `[0, bound]` without sign.
+
+It is a border between codes where there is a sign, so that the levels of 2, 4,
+8 and 16 bits are nested, as in Bayesian Bits (arXiv 2005.07093).
+"""
+
+
 _LOGIT = 4.0  # where a factor of 1 starts
 
 
@@ -205,5 +227,6 @@ PARAMETERIZATIONS = {
     min_max,
     beta_gamma,
     beta_gamma_sigmoid,
+    bound,
   )
 }

@@ -53,7 +53,7 @@ class Packed:
 
   @jax.jit
   def unpack(self) -> Array:
-    """The integers: uint8 where `lo` is 0, else int16 or int8."""
+    """The integers: uint8 where `lo` is 0, else int8; wider if need be."""
     place, count = self.axes[-1], math.prod(self.dims)
     if -place > self.words.ndim or self.words.shape[place] != bits.num_words(
       count, self.bits
@@ -66,8 +66,12 @@ class Packed:
     codes = bits.unpack(self.words, self.bits, count, place)
     if self.lo:
       hi = self.lo + 2**self.bits - 1
-      small = self.lo >= -128 and hi <= 127
-      codes = codes.astype(jnp.int8 if small else jnp.int16) + self.lo
+      dtype = next(
+        kind
+        for kind in (jnp.int8, jnp.int16, jnp.int32)
+        if jnp.iinfo(kind).min <= self.lo and hi <= jnp.iinfo(kind).max
+      )
+      codes = codes.astype(dtype) + self.lo
     return numerics.unfold(jnp.moveaxis(codes, place, -1), self.axes, self.dims)
 
   @property

@@ -22,13 +22,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, numerics, parameterization
+from quantlab.core import base, gates, numerics, parameterization
 from quantlab.methods import (
   cfws,
+  cgmq,
   easyquant,
   icquant,
   lloyd,
   lsq,
+  randbet,
   rtn,
   splitquant,
 )
@@ -36,12 +38,25 @@ from quantlab.transforms import (
   compose,
   divergence,
   estimate,
+  gated,
   levels,
   observe,
 )
 
 Plain = Any
 """Scalars, strings, None, lists and dicts of them: what JSON holds."""
+
+
+def _gated(
+  inner: dict, *, widths: tuple[int, ...] = gates.WIDTHS
+) -> base.Quantizer:
+  """`gated`, of a call that leaves the bits to the gate."""
+
+  def with_bits(bits):
+    return build(inner, "config", Shared({"bits": bits}, "widths"))
+
+  return gated.gated(with_bits, widths=widths)
+
 
 # What a parameter of each type may be in a config, by name.
 FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
@@ -57,6 +72,9 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "cfws": cfws.cfws,
     "lsq": lsq.lsq,
     "lsq_plus": lsq.lsq_plus,
+    "cgmq": cgmq.cgmq,
+    "rquant": randbet.rquant,
+    "gated": _gated,
   },
   base.Granularity: {
     "per_tensor": lambda: numerics.per_tensor,
@@ -75,6 +93,7 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "cosine": estimate.cosine,
     "mean_magnitude": lambda: lsq.mean_magnitude,
     "three_sigma": lambda: lsq.three_sigma,
+    "unit_step": lambda: lsq.unit_step,
     "kl": divergence.kl,
     "kl_improved": divergence.kl_improved,
     "by_gradient": estimate.by_gradient,
@@ -322,6 +341,13 @@ def _convert(value: Plain, kind: Any, where: str, shared: Shared | None) -> Any:
     if value is None and type(None) in options:
       return None
     kind = next(option for option in options if option is not type(None))
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, list | tuple):
+      raise InputError(f"{where}: expected a list, got {value!r}")
+    item = typing.get_args(kind)[0]
+    return tuple(
+      _convert(x, item, f"{where}[{i}]", None) for i, x in enumerate(value)
+    )
   if kind in FUNCTIONS:
     return _make(kind, value, where, shared)
   return _scalar(value, kind, where)

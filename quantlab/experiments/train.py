@@ -7,6 +7,7 @@ Shape letters: B batch, N examples, C classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
 import functools
 import itertools
 import logging
@@ -19,7 +20,9 @@ import numpy as np
 import optax
 
 import quantlab as ql
-from quantlab.transforms import plan
+from quantlab.core import flips
+from quantlab.methods import randbet
+from quantlab.transforms import noise, plan
 
 Array = jax.Array
 PyTree = Any
@@ -51,6 +54,43 @@ class Plans(NamedTuple):
 NOTHING = Plans()
 
 
+@dataclasses.dataclass(frozen=True)
+class Errors:
+  """Random bit errors in the codes of weights during training.
+
+  Attributes:
+    rate: the probability of an error, in [0, 1].
+    threshold: the loss up to which there are errors; the paper has 1.75 for 10
+      classes and 3.5 for 100.
+    clamp: the largest magnitude of an element of the gradient under errors.
+
+  References:
+    arXiv 2006.13977 and its authors' code.
+  """
+
+  rate: float
+  threshold: float = 1.75
+  clamp: float = 0.05
+
+  def __post_init__(self):
+    flips.check(self.rate)
+    if not (self.threshold > 0 and self.clamp > 0):
+      raise ValueError(
+        "errors take a threshold and a clamp above 0, got"
+        f" {self.threshold=}, {self.clamp=}"
+      )
+
+  def begin(self, loss: Array, noisy: Array) -> Array:
+    """Whether the next step has errors.
+
+    Args:
+      loss: of this step.
+      noisy: its loss under errors, 0 where it had none.
+    """
+    low = loss < 1.15 * self.threshold
+    return low & ((loss + noisy) / 2 <= self.threshold)
+
+
 class Training(NamedTuple):
   """All that a step reads and writes.
 
@@ -61,6 +101,7 @@ class Training(NamedTuple):
     acts: state of the plan of activations, by site.
     grads: states of the plan of gradients, by site.
     optimizer: its state.
+    active: bool, whether the next step has bit errors; see `Errors`.
   """
 
   step: Array
@@ -69,6 +110,7 @@ class Training(NamedTuple):
   acts: ql.State
   grads: dict[str, Any]
   optimizer: optax.OptState
+  active: Array
 
 
 class Seen(NamedTuple):
@@ -97,7 +139,10 @@ def cross_entropy(logits: Any, labels: Any) -> Array:
 
 
 def sgd(
-  steps: int, *, learning_rate: float = 0.1, weight_decay: float = 1e-4
+  steps: int,
+  *,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  weight_decay: float = 1e-4,
 ) -> optax.GradientTransformation:
   """The optimizer of the RepVGG paper.
 
@@ -106,20 +151,18 @@ def sgd(
 
   Args:
     steps: number of updates.
-    learning_rate: of the first update.
+    learning_rate: of the first update, or a schedule instead of the cosine.
     weight_decay: times the parameter, added to its gradient.
 
   References:
     Ding et al., arXiv:2101.03697, Section 4.1. The authors' code also decays
     the scale of the identity branch, which they say makes little difference.
   """
+  if not callable(learning_rate):
+    learning_rate = optax.cosine_decay_schedule(learning_rate, steps)
   return optax.chain(
     optax.add_decayed_weights(weight_decay, mask=kernels),
-    optax.sgd(
-      optax.cosine_decay_schedule(learning_rate, steps),
-      momentum=0.9,
-      nesterov=True,
-    ),
+    optax.sgd(learning_rate, momentum=0.9, nesterov=True),
   )
 
 
@@ -129,18 +172,32 @@ def kernels(tree: PyTree) -> PyTree:
 
 
 def separate(
-  params: optax.GradientTransformation, ranges: optax.GradientTransformation
+  params: optax.GradientTransformation,
+  ranges: optax.GradientTransformation,
+  gates: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-  """One optimizer for the params, another for what is learned of ranges.
+  """An optimizer for each: params, what is learned of ranges, and gates.
 
   Ranges want a rate of their own and no weight decay.
 
   Args:
     params: of the model's params.
     ranges: of what the plans of weights and activations learn.
+    gates: of their gates, such as `ql.guided()`; by default they stay.
   """
-  labels = {"params": "params", "weights": "ranges", "acts": "ranges"}
-  return optax.multi_transform({"params": params, "ranges": ranges}, labels)
+
+  def labels(moved):
+    learned = {"weights": moved["weights"], "acts": moved["acts"]}
+    return {"params": "params"} | jax.tree.map(
+      lambda x: "gates" if isinstance(x, ql.Gate) else "ranges",
+      learned,
+      is_leaf=lambda x: isinstance(x, ql.Gate),
+    )
+
+  gates = optax.set_to_zero() if gates is None else gates
+  return optax.multi_transform(
+    {"params": params, "ranges": ranges, "gates": gates}, labels
+  )
 
 
 def start(
@@ -182,6 +239,7 @@ def start(
     acts,
     grads,
     optimizer.init(moved),
+    jnp.zeros((), bool),
   )
 
 
@@ -247,6 +305,8 @@ def step(
   *,
   objective: Objective = cross_entropy,
   seed: int = 0,
+  errors: Errors | None = None,
+  clip: float | None = None,
 ) -> Step:
   """One update of a model towards the labels of a batch, compiled.
 
@@ -261,18 +321,35 @@ def step(
     optimizer: as in `start`.
     plans: what is quantized.
     objective: losses of the outputs.
-    seed: of random rounding.
+    seed: of random rounding and of bit errors.
+    errors: each step, once the loss is low, has a second pass in which bits of
+      the codes flip, others each time; the ranges are those of the weights
+      without errors. The update takes the mean of both gradients. What the
+      model writes and what plans track is of the first pass.
+    clip: weights are within this magnitude before and after the update, all
+      params alike; see `randbet.clip`.
 
   Returns:
     The step.
-  """
 
-  def loss(moved, carried, training, inputs, labels, key):
+  Raises:
+    ValueError: there are errors but no plan of weights.
+
+  References:
+    Bit errors and clipping: RandBET, arXiv 2006.13977, Algorithm 1.
+    Reconstruction: numbers that plans learn are treated like params.
+  """
+  if errors is not None and plans.weights is None:
+    raise ValueError(f"bit errors are of a plan of weights: {plans.weights=}")
+
+  def loss(moved, carried, training, inputs, labels, key, rate=None):
     w_key, a_key, g_key = jax.random.split(key, 3)
     params, w_stats = moved["params"], training.weights.stats
     if plans.weights is not None:
       state = ql.State(moved["weights"], w_stats)
       q, w_stats = plan.as_plan(plans.weights).apply(params, state, w_key)
+      if rate is not None:
+        q = noise.flip_codes(q, rate, jax.random.fold_in(key, 3))
       params = ql.dequantize(q)
     rest = {k: v for k, v in training.variables.items() if k != "params"}
     given: dict[str, Any] = {"rngs": {"acts": a_key, "grads": g_key}}
@@ -290,26 +367,49 @@ def step(
     outputs, rest = out
     return objective(outputs, labels).mean(), (rest, w_stats, a_stats)
 
+  def with_errors(errors, slopes, *args):
+    """The second pass: its loss, and the mean of both gradients."""
+    second = jax.value_and_grad(loss, has_aux=True)
+    (noisy, _), other = second(*args, rate=errors.rate)
+    limit = errors.clamp
+    mean = jax.tree.map(
+      lambda a, b: (a + jnp.clip(b, -limit, limit)) / 2, slopes, other
+    )
+    return noisy, mean
+
+  def clipped(params):
+    return params if clip is None else randbet.clip(params, clip)
+
   @jax.jit
   def update(training, inputs, labels):
     moved = {
-      "params": training.variables["params"],
+      "params": clipped(training.variables["params"]),
       "weights": training.weights.learned,
       "acts": training.acts.learned,
     }
     key = jax.random.fold_in(jax.random.key(seed), training.step)
+    args = moved, training.grads, training, inputs, labels, key
     (value, (rest, w_stats, a_stats)), (slopes, seen) = jax.value_and_grad(
       loss, (0, 1), has_aux=True
-    )(moved, training.grads, training, inputs, labels, key)
+    )(*args)
+    active = training.active
+    if errors is not None:
+      noisy, slopes = jax.lax.cond(
+        active,
+        lambda: with_errors(errors, slopes, *args),
+        lambda: (jnp.zeros_like(value), slopes),
+      )
+      active = errors.begin(value, noisy)
     moves, state = optimizer.update(slopes, training.optimizer, moved)
     new: Any = optax.apply_updates(moved, moves)
     after = Training(
       training.step + 1,
-      {"params": new["params"], **rest},
+      {"params": clipped(new["params"]), **rest},
       ql.State(ql.project(new["weights"]), w_stats),
       ql.State(ql.project(new["acts"]), a_stats),
       ql.overwritten(training.grads, seen),
       state,
+      active,
     )
     bad = {
       path: ~jnp.isfinite(leaf).all()

@@ -186,6 +186,17 @@ def three_sigma(rows: Array, weight: Array, spec: base.IntSpec) -> Range:
   return _around_zero(reach / 2 ** (spec.bits - 1), spec)
 
 
+def unit_step(rows: Array, weight: Array, spec: base.IntSpec) -> Range:
+  """The range whose step is 1 and whose code 0 is 0, whatever the tensor.
+
+  References:
+    LSQ+, arXiv 2004.09576, compares starts of activations.
+  """
+  del weight
+  full = jnp.ones(rows.shape[0], rows.dtype)
+  return Range(spec.lo * full, spec.hi * full)
+
+
 def _moments(rows: Array, weight: Array) -> tuple[Array, Array]:
   """Weighted mean and standard deviation of each row."""
   count = jnp.sum(weight, axis=1)

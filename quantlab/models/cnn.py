@@ -141,13 +141,60 @@ class CNN(nn.Module):
     return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 
 
+class Mlp(nn.Module):
+  """Dense layers with ReLU in between.
+
+  Attributes:
+    widths: of the hidden layers.
+    classes: C.
+  """
+
+  widths: tuple[int, ...]
+  classes: int = 10
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps images `[B, H, W, I]` to logits `[B, C]`."""
+    he = nn.initializers.he_normal()
+    x = x.reshape(x.shape[0], -1)
+    for i, width in enumerate(self.widths):
+      x = nn.relu(nn.Dense(width, kernel_init=he, name=f"hidden_{i}")(x))
+    return nn.Dense(self.classes, kernel_init=he, name="head")(x)
+
+
+class LeNet5(nn.Module):
+  """Two convolutions with pooling, two dense layers, ReLU.
+
+  Attributes:
+    classes: C.
+
+  References:
+    The variant of Bayesian Bits, arXiv 2005.07093, for 28x28 images.
+  """
+
+  classes: int = 10
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps images `[B, 28, 28, 1]` to logits `[B, C]`."""
+    for i, features in enumerate((32, 64)):
+      conv = nn.Conv(features, (5, 5), padding="VALID", name=f"conv_{i}")
+      x = nn.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(512, name="hidden")(x))
+    return nn.Dense(self.classes, name="head")(x)
+
+
 _MOBILE: Mapping[str, Any] = {
   "stem": 16,
   "blocks": ((16, 1), (24, 2), (24, 1), (32, 2)),
   "last": 64,
 }
 
-NETWORKS: Mapping[str, CNN] = {
+NETWORKS: Mapping[str, CNN | Mlp | LeNet5] = {
+  "mlp": Mlp((64, 32)),
+  "mlp_wide": Mlp((128, 128)),
+  "lenet5": LeNet5(),
   "resnet8": CNN(16, ((16, 1), (32, 2), (64, 2)), Residual, nn.relu),
   "mobilenet": CNN(
     block=functools.partial(Inverted, expand=3, squeeze=0, act=nn.relu6),

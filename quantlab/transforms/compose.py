@@ -71,7 +71,18 @@ def series(*quantizers: Quantizer) -> Quantizer:
       stats.append(part_stats)
     return q, tuple(stats)
 
-  return Quantizer(init, apply)
+  def settle(q, state):
+    parts, states = [], []
+    for quantizer, part, key in scatter(quantizers, state, jax.random.key(0)):
+      if quantizer.settle is not None:
+        quantizer, part = quantizer.settle(q, part)
+      parts.append(quantizer)
+      states.append(part)
+      q, _ = jax.eval_shape(quantizer.apply, q, part, key)
+    return series(*parts), gather(states)
+
+  settles = any(quantizer.settle is not None for quantizer in quantizers)
+  return Quantizer(init, apply, settle if settles else None)
 
 
 def needed(init: Callable[[Any], State]) -> Callable[[Any], State]:

@@ -34,8 +34,8 @@ def learned(
   """Gives the tensor a uniform grid that is learned.
 
   Args:
-    kind: `step`, `scale_offset`, `scale_zero`, `min_max`, `beta_gamma` or
-      `beta_gamma_sigmoid`.
+    kind: `step`, `scale_offset`, `scale_zero`, `min_max`, `beta_gamma`,
+      `beta_gamma_sigmoid` or `bound`.
     spec: the codes. With `exact_zero` the zero point is rounded, and gradients
       pass straight through.
     granularity: tensor shape to grid shape.

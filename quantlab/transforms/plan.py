@@ -226,6 +226,10 @@ def quantize_leaf(
   check(x)
   if sensitivity is not None:
     x = weighted(x, sensitivity)
+  if state is not None and quantizer.settle is not None:
+    quantizer, state = quantizer.settle(x, state)
+    if quantizer is compose.keep():
+      return x
   return store.compact(_deployed(quantizer)(x, key, state))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from quantlab.experiments import plots
 from quantlab.experiments.qat import logbook
 
-_NUMBERS = ("step", "loss", "test_loss")
+_NUMBERS = ("step", "loss", "test_loss", "cost")
 
 
 def of_run(folder: pathlib.Path, best: str) -> None:
@@ -17,7 +17,7 @@ def of_run(folder: pathlib.Path, best: str) -> None:
     folder: of the run.
     best: the score to show.
   """
-  rows = logbook.read(folder)
+  rows = _scored(folder, best)
   moved = [name for name in rows[-1] if name not in (*_NUMBERS, best)]
   parts = [
     part
@@ -63,12 +63,12 @@ def summary(
   """
   titles = sorted(set(panels.values()))
   figure, every = _figure(len(titles))
-  last = logbook.read(root / reference)[-1][best]
+  last = _scored(root / reference, best)[-1][best]
   for title, axes in zip(titles, every, strict=True):
     axes.axhline(last, color="0.45", linewidth=1, label=reference)
     names = [name for name in panels if panels[name] == title]
     for i, name in enumerate(names):
-      rows = logbook.read(root / name)
+      rows = _scored(root / name, best)
       axes.plot(
         [row["step"] for row in rows],
         [row[best] for row in rows],
@@ -78,6 +78,37 @@ def summary(
     axes.set_title(", ".join(filter(None, (best, title))))
     axes.legend(frameon=False, fontsize=7)
   figure.savefig(root / "report.png")
+
+
+def cost(folder: pathlib.Path, unit: str, budget: int) -> None:
+  """Draws `cost.png`: what the model cost at each comparison with its budget.
+
+  Args:
+    folder: of the run.
+    unit: of cost.
+    budget: what it may cost.
+  """
+  rows = [row for row in logbook.read(folder) if "cost" in row]
+  figure, [axes] = _figure(1)
+  points = [(row["step"], row["cost"]) for row in rows]
+  axes.plot(*zip(*points, strict=True), color="0.7", linewidth=1, zorder=1)
+  for within, label, look in (
+    (True, "within", {"color": "#009E73", "marker": "o"}),
+    (False, "over", {"color": "#D55E00", "marker": "x"}),
+  ):
+    found = [point for point in points if (point[1] <= budget) is within]
+    if found:
+      axes.scatter(*zip(*found, strict=True), s=16, label=label, **look)
+  axes.axhline(budget, color="k", linewidth=1, linestyle="--", label="budget")
+  axes.set_yscale("log")
+  axes.set_title(f"cost in {unit}")
+  axes.legend(frameon=False)
+  figure.savefig(folder / "cost.png")
+
+
+def _scored(folder: pathlib.Path, best: str) -> list[dict[str, Any]]:
+  """The rows of a run that have a score."""
+  return [row for row in logbook.read(folder) if best in row]
 
 
 def _figure(count: int) -> tuple[Any, Any]:

@@ -4,6 +4,8 @@
   <variant>/       metrics.jsonl, tensorboard/, curves.png, and
     saves/<step>/  the training so far; the last two
     params/        checkpoint of the packed model
+    robustness.json  test errors under bit errors, where they are asked for
+    layers.json    with a budget: bits and cost of each layer, and cost.png
     acts/          learned or tracked state of activations, where there is any
     result.json    scores: the variant is finished
 
@@ -35,7 +37,7 @@ from quantlab.experiments import (
   train,
   workdir,
 )
-from quantlab.experiments.qat import curves, logbook, settings
+from quantlab.experiments.qat import budgets, curves, logbook, robust, settings
 
 _LOG = logging.getLogger(__name__)
 _FLOAT = "float"
@@ -131,34 +133,61 @@ class _Run:
     done = self.folder / "result.json"
     if done.exists():
       return workdir.read_json(done), workdir.restore(self.folder / "params")
-    optimizer = self.steps.transformation()
+    limit, keeper = self.variant.budget, None
+    optimizer = self.steps.transformation(
+      None if limit is None else limit.optimizer()
+    )
     with configs.explained():
-      training = self._start(optimizer)
-    training = self._train(self._restored(training), optimizer, track, stop)
+      batch = self._first_batch()
+      training = self._start(optimizer, batch)
+      if limit is not None:
+        keeper = budgets.Keeper(
+          limit, self.task.model, self.variant.plans, training, batch[0]
+        )
+        if not _saves(self.folder / "saves"):
+          training = keeper.begin(training, self._loss(batch), track)
+    training = self._train(training, optimizer, keeper, track, stop)
     scores = self._judge(training)
     best = self.task.best[0]
     curves.of_run(self.folder, best)
+    if keeper:
+      scores |= self._cost(keeper, training)
     workdir.write_json(done, scores)  # last: it says that all else is there
     _LOG.info("%s: %s %.4f", self.variant.name, best, scores[best])
     return scores, training.variables
 
-  def _start(self, optimizer: Any) -> train.Training:
+  def _first_batch(self) -> train.Batch:
     batches = self.task.batches(self.steps.range_batch, self.job.seed, 0)
+    return next(iter(batches))
+
+  def _start(self, optimizer: Any, batch: train.Batch) -> train.Training:
     return train.start(
       self.task.model,
       self.variables,
       optimizer,
       self.variant.plans,
-      next(iter(batches)),
+      batch,
     )
+
+  def _loss(self, batch: train.Batch) -> Callable[[train.Training], float]:
+    inputs, labels = batch
+
+    def loss(training):
+      outputs = self.model(training, self.rounded(training), inputs)
+      return float(jnp.mean(self.task.objective(outputs, jnp.asarray(labels))))
+
+    return loss
 
   def _train(
     self,
     training: train.Training,
     optimizer: Any,
+    keeper: budgets.Keeper | None,
     track: progress.Track,
     stop: list[int],
   ) -> train.Training:
+    kept = budgets.Kept(training, jnp.zeros((), bool)) if keeper else None
+    training, kept = self._restored((training, kept))
     steps, first = self.steps, int(training.step)
     update = train.step(
       self.task.model,
@@ -166,6 +195,8 @@ class _Run:
       self.variant.plans,
       objective=self.task.objective,
       seed=self.job.seed,
+      errors=self.variant.errors,
+      clip=self.variant.clip,
     )
     epochs = functools.partial(
       self.task.batches, steps.batch_size, self.job.seed
@@ -181,17 +212,37 @@ class _Run:
         before, (training, seen) = training, update(training, *lay(batch))
         outputs = functools.partial(train.outputs, self.task.model, before)
         train.check(i, steps.steps, seen, batch, outputs)
-        last = i + 1 == steps.steps
+        last, row = i + 1 == steps.steps, {}
         if last or (i + 1) % steps.evaluate_every == 0:
-          write(i + 1, {"loss": seen.loss} | self._numbers(training))
+          row |= {"loss": seen.loss} | self._numbers(training)
+        if keeper and (last or (i + 1) % keeper.budget.every == 0):
+          training, kept, cost = keeper.decide(training, kept, i + 1)
+          row["cost"] = cost
+        if row:
+          write(i + 1, row)
         if last or stop or (i + 1) % steps.save_every == 0:
-          self._save(training)
+          self._save(i + 1, (training, kept))
         if stop:
           raise Stopped(
             f"{self.variant.name}: stopped and saved at step {i + 1} of "
             f"{steps.steps}; the same command goes on from there"
           )
-    return training
+    return keeper.result(training, kept) if keeper else training
+
+  def _cost(
+    self, keeper: budgets.Keeper, training: train.Training
+  ) -> dict[str, Any]:
+    rows = keeper.table(training)
+    workdir.write_json(self.folder / "layers.json", rows)
+    _LOG.info("%s:\n%s", self.variant.name, show({r["layer"]: r for r in rows}))
+    curves.cost(self.folder, keeper.budget.of, keeper.most)
+    costs = [row["cost"] for row in logbook.read(self.folder) if "cost" in row]
+    return {
+      "within": sum(cost <= keeper.most for cost in costs) / len(costs),
+      "cost": keeper.cost(training),
+      "budget": keeper.most,
+      "least": keeper.least,
+    }
 
   def _numbers(self, training: train.Training) -> dict[str, Any]:
     params = self.rounded(training)
@@ -220,6 +271,12 @@ class _Run:
     if plans.acts is not None:
       store(self.folder / "acts", training.acts)
     store(self.folder / "params", {**training.variables, "params": packed})
+    if self.job.robustness is not None:
+      logits = functools.partial(self.model, training)
+      batches = [*self.task.test(self.steps.batch_size)]
+      scores |= robust.score(
+        self.job.robustness, logits, packed, batches, self.folder
+      )
     bits = ql.nbits(packed)
     _LOG.info(
       "%s: packed in %.1f s", self.variant.name, time.perf_counter() - start
@@ -230,22 +287,22 @@ class _Run:
       "steps": int(training.step),
     }
 
-  def _save(self, training: train.Training) -> None:
-    leaves, _ = jax.tree.flatten(training)
+  def _save(self, step: int, state: Any) -> None:
+    leaves, _ = jax.tree.flatten(state)
     saves = self.folder / "saves"
-    place = saves / f"{int(training.step):08}"
+    place = saves / f"{step:08}"
     if not place.exists():
       named = {f"{i:04}": leaf for i, leaf in enumerate(leaves)}
       checkpoint.save(place, named)
     for old in _saves(saves)[:-2]:
       shutil.rmtree(old)
 
-  def _restored(self, training: train.Training) -> train.Training:
-    """The training at its last save; as it is where there is none."""
+  def _restored(self, state: Any) -> Any:
+    """The state at its last save; as it is where there is none."""
     saves = _saves(self.folder / "saves")
     if not saves:
-      return training
-    leaves, structure = jax.tree.flatten(training)
+      return state
+    leaves, structure = jax.tree.flatten(state)
     found = workdir.restore(saves[-1])
     restored = [jnp.asarray(found[f"{i:04}"]) for i in range(len(leaves))]
     _LOG.info("%s: goes on from %s", self.variant.name, saves[-1])
@@ -289,6 +346,8 @@ def ranges(training: train.Training) -> dict[str, float]:
         if _is_learned(leaf):
           for name, value in leaf.values.items():
             found[f"{part}/{path}/{name}"] = float(np.mean(value))
+      for gate in ql.gates(learned):
+        found[f"{part}/{path}/bits"] = float(np.mean(gate.bits))
     for path, stats in getattr(training, part).stats.items():
       found |= _tracked(f"{part}/{path}", stats)
   for path, carried in training.grads.items():
@@ -316,11 +375,16 @@ def _is_range(x: Any) -> bool:
 
 def show(results: Mapping[str, Mapping[str, Any]]) -> str:
   """The results as a table."""
-  names = dict.fromkeys(key for row in results.values() for key in row)
+  names = dict.fromkeys(
+    key
+    for row in results.values()
+    for key, value in row.items()
+    if not isinstance(value, str)
+  )
   lines = [["", *names]]
   for variant, row in results.items():
     lines.append(
-      [variant, *(f"{row[key]:.5g}" if key in row else "" for key in names)]
+      [variant, *(_cell(row[key]) if key in row else "" for key in names)]
     )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
@@ -329,3 +393,7 @@ def show(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
     for line in lines
   )
+
+
+def _cell(value: float) -> str:
+  return str(value) if isinstance(value, int) else f"{value:.5g}"

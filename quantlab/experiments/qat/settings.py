@@ -9,8 +9,14 @@
   acts        pairs of a pattern of sites and a quantizer's name
   grads       the same for gradients
   quantizers  {name: call}, what the names stand for; "keep" needs no entry
-  variants    {name: {"quantizers": {...}, "train": {...}, "panel": ...}}: what
-              is different, and in which panel of the picture it is drawn
+  robustness  `robust.Robustness`: how models are scored under bit errors
+  variants    {name: {...}}, of which any part may be left out:
+    quantizers  those that are different
+    train       `Steps` that are different
+    budget      `budgets.Budget`: what the model may cost
+    errors      `train.Errors`: bit errors in training
+    clip        the largest magnitude of a param
+    panel       of the picture that it is drawn in
 
 A name that a variant has no quantizer for keeps what it is placed on.
 """
@@ -22,16 +28,16 @@ from typing import Any, NamedTuple
 import optax
 
 from quantlab.experiments import configs, train
-from quantlab.experiments.qat import tasks
+from quantlab.experiments.qat import budgets, robust, tasks
 from quantlab.models import cnn
 from quantlab.transforms import compose, plan
 
 LANGUAGE = "llama"
 _PLANS = ("weights", "acts", "grads")
-_VARIANT = ("quantizers", "train", "panel")
+_VARIANT = ("quantizers", "train", "budget", "errors", "clip", "panel")
 _SECTIONS = (
   *("seed", "model", "data", "float", "train"),
-  *(*_PLANS, "quantizers", "variants"),
+  *(*_PLANS, "quantizers", "robustness", "variants"),
 )
 
 
@@ -43,7 +49,9 @@ class Steps:
     steps: updates; after none, a variant is what calibration alone gives.
     batch_size: examples of an update.
     optimizer: of the params, "sgd" (Nesterov's momentum 0.9) or "adamw".
-    learning_rate: of the params, first; it falls to 0 along a cosine.
+    learning_rate: of the params, first.
+    schedule: of it, "cosine", to 0, or "steps", a tenth after two, three and
+      four fifths of the way.
     weight_decay: of kernels.
     range_optimizer: of what quantizers learn, "adam" or "sgd".
     range_learning_rate: of it, first; it falls alike.
@@ -56,6 +64,7 @@ class Steps:
   batch_size: int = 64
   optimizer: str = "sgd"
   learning_rate: float = 0.05
+  schedule: str = "cosine"
   weight_decay: float = 1e-4
   range_optimizer: str = "adam"
   range_learning_rate: float = 1e-3
@@ -76,31 +85,35 @@ class Steps:
     for name, known in (
       ("optimizer", ("sgd", "adamw")),
       ("range_optimizer", ("adam", "sgd")),
+      ("schedule", ("cosine", "steps")),
     ):
       if getattr(self, name) not in known:
         raise ValueError(
           f"{name}={getattr(self, name)!r} is none of {', '.join(known)}"
         )
 
-  def transformation(self) -> optax.GradientTransformation:
-    """The optimizer of params and of ranges."""
+  def transformation(
+    self, gates: optax.GradientTransformation | None = None
+  ) -> optax.GradientTransformation:
+    """The optimizer of params, of ranges and of gates."""
     steps = max(1, self.steps)
+    if self.schedule == "cosine":
+      schedule = optax.cosine_decay_schedule(self.learning_rate, steps)
+    else:
+      drops = {steps * fifths // 5: 0.1 for fifths in (2, 3, 4)}
+      schedule = optax.piecewise_constant_schedule(self.learning_rate, drops)
     if self.optimizer == "sgd":
       params = train.sgd(
-        steps,
-        learning_rate=self.learning_rate,
-        weight_decay=self.weight_decay,
+        steps, learning_rate=schedule, weight_decay=self.weight_decay
       )
     else:
       params = optax.adamw(
-        optax.cosine_decay_schedule(self.learning_rate, steps),
-        weight_decay=self.weight_decay,
-        mask=train.kernels,
+        schedule, weight_decay=self.weight_decay, mask=train.kernels
       )
     rate = optax.cosine_decay_schedule(self.range_learning_rate, steps)
     adam = self.range_optimizer == "adam"
     ranges = optax.adam(rate) if adam else optax.sgd(rate, momentum=0.9)
-    return train.separate(params, ranges)
+    return train.separate(params, ranges, gates)
 
 
 class Variant(NamedTuple):
@@ -111,12 +124,18 @@ class Variant(NamedTuple):
     plans: what is quantized.
     steps: how it is trained.
     panel: title of the panel of the picture that it is drawn in.
+    budget: what it may cost.
+    errors: bits that flip while it is trained.
+    clip: the largest magnitude of a param.
   """
 
   name: str
   plans: train.Plans
   steps: Steps
   panel: str = ""
+  budget: budgets.Budget | None = None
+  errors: train.Errors | None = None
+  clip: float | None = None
 
 
 class Settings(NamedTuple):
@@ -127,12 +146,14 @@ class Settings(NamedTuple):
     task: what is trained.
     float: the training that all variants start from.
     variants: in the order of the config.
+    robustness: how models are scored under bit errors.
   """
 
   seed: int
   task: tasks.Task
   float: Steps
   variants: list[Variant]
+  robustness: robust.Robustness | None = None
 
 
 def read(config: Mapping[str, Any]) -> Settings:
@@ -159,6 +180,7 @@ def read(config: Mapping[str, Any]) -> Settings:
     _task(config),
     _section(Steps, config.get("float", {}), "config.float"),
     [_variant(config, name, entry) for name, entry in variants.items()],
+    _optional(robust.Robustness, config, "robustness", "config"),
   )
 
 
@@ -222,12 +244,28 @@ def _variant(config: Mapping[str, Any], name: str, entry: Any) -> Variant:
   }
   steps = {**config.get("train", {}), **entry.get("train", {})}
   plans = {part: _plan(_rules(config, part), quantizers) for part in _PLANS}
+  clip = entry.get("clip")
+  if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+    raise configs.InputError(f"{where}.clip: {clip!r} is no number above 0")
   return Variant(
     name,
     train.Plans(**plans),
     _section(Steps, steps, f"{where}.train"),
     str(entry.get("panel", "")),
+    _optional(budgets.Budget, entry, "budget", where),
+    _optional(train.Errors, entry, "errors", where),
+    clip,
   )
+
+
+def _optional(
+  kind: Any, config: Mapping[str, Any], name: str, where: str
+) -> Any:
+  """A section, or None where there is none."""
+  entry = config.get(name)
+  if entry is None:
+    return None
+  return _section(kind, entry, f"{where}.{name}")
 
 
 def _rules(config: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
