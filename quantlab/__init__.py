@@ -38,6 +38,7 @@ from quantlab.core.base import (
   Range,
   State,
 )
+from quantlab.core.flips import flip_bits
 from quantlab.core.gates import Gate, gates
 from quantlab.core.numerics import (
   chunks,
@@ -90,6 +91,7 @@ from quantlab.transforms.gated import gated
 from quantlab.transforms.labels import beyond, clusters, outliers, tails
 from quantlab.transforms.learn import integer_zero, learned, project
 from quantlab.transforms.levels import kmeans
+from quantlab.transforms.noise import bit_errors
 from quantlab.transforms.observe import ema, extremes, histogram, tracked
 from quantlab.transforms.partition import (
   branches,

@@ -84,16 +84,16 @@ CHAINED = [
   ("clusterquant", "splitquant"),
 ]
 SHORT = [
-  *((pair, "conv") for pair in PAIRS),
+  *((pair, "conv") for pair in PAIRS if pair[1] != "cfws"),
   *((pair, kind) for pair in CHAINED for kind in ("mlp", "stacked")),
 ]
 CELLS = [
   *SHORT,
   *(
     pytest.param(pair, kind, marks=pytest.mark.study)
-    for kind in ("mlp", "stacked")
+    for kind in LEAVES
     for pair in PAIRS
-    if (pair, kind) not in SHORT and "cfws" not in pair
+    if (pair, kind) not in SHORT and (kind == "conv" or "cfws" not in pair)
   ),
 ]
 

@@ -50,7 +50,7 @@ def interned(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class _Interned:
-  """A function that keeps its results; to doctest it is the function."""
+  """A function that keeps its results; doctest and help see the function."""
 
   def __init__(self, function: Callable[..., Any]):
     functools.update_wrapper(self, function)
@@ -63,6 +63,13 @@ class _Interned:
     except TypeError:
       self._refuse(args, kwargs)
       raise  # it came from the function itself
+
+  def __get__(self, instance: Any, owner: Any = None) -> Any:
+    """Makes it a routine to `inspect`, and so to `help`."""
+    return self
+
+  def __repr__(self) -> str:
+    return repr(self._function)
 
   def _refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     names = [*inspect.signature(self._function).parameters]

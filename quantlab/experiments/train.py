@@ -326,8 +326,8 @@ def step(
       the codes flip, others each time; the ranges are those of the weights
       without errors. The update takes the mean of both gradients. What the
       model writes and what plans track is of the first pass.
-    clip: weights are within this magnitude before and after the update, all
-      params alike; see `randbet.clip`.
+    clip: all params are clipped to this magnitude before the first pass, and
+      after the update, so that what is stored is clipped; see `randbet.clip`.
 
   Returns:
     The step.

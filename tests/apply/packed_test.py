@@ -71,8 +71,19 @@ MODELS = {
 }
 
 
+# What these do, others do too.
+ALIKE = ("dense_bfloat16_params", "embed_bfloat16", "simple_cell", "gru")
+
+
 @pytest.mark.parametrize(
-  ("name", "jit"), [("dense", False), *((name, True) for name in MODELS)]
+  ("name", "jit"),
+  [
+    ("dense", False),
+    *(
+      pytest.param(name, True, marks=[pytest.mark.study] * (name in ALIKE))
+      for name in MODELS
+    ),
+  ],
 )
 def test_equals_dequantize_then_apply(name, jit):
   model, x = MODELS[name]

@@ -140,7 +140,9 @@ def data_files(folder):
   ("name", "dtype"),
   [
     *((name, "float32") for name in QUANTIZERS),
-    *[("rtn", "bfloat16"), ("icquant", "bfloat16"), ("easyquant", "float16")],
+    ("rtn", "bfloat16"),
+    pytest.param("icquant", "bfloat16", marks=pytest.mark.study),
+    pytest.param("easyquant", "float16", marks=pytest.mark.study),
   ],
 )
 def test_quantized_leaf_is_bit_exact(tmp_path, name, dtype):

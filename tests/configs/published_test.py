@@ -236,6 +236,7 @@ def _tiny_causal(tmp_path, case, kind):
   return config
 
 
+@pytest.mark.study
 def test_splitquant_on_a_tiny_llama(tmp_path):
   config = _tiny_causal(tmp_path, "splitquant_llama", "llama3")
   file = tiny_tasks.write_questions(tmp_path / "arc.parquet")
@@ -272,6 +273,7 @@ def test_icquant_on_a_tiny_llama(tmp_path):
   assert (tmp_path / "run/sensitivity").exists()
 
 
+@pytest.mark.study
 def test_cfws_on_a_tiny_repvgg(tmp_path, monkeypatch):
   small = repvgg.RepVGGConfig((4, 8), (1, 2), (1, 2), classes=3)
   monkeypatch.setitem(repvgg.CONFIGS, "a1", small)

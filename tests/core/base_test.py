@@ -1,3 +1,5 @@
+import pydoc
+
 import pytest
 
 import quantlab as ql
@@ -28,4 +30,8 @@ def test_an_error_names_the_argument(call, message):
 
 def test_it_looks_like_the_function():
   assert ql.rtn.__name__ == "rtn"
+  assert repr(ql.rtn).startswith("<function rtn")
+  text = pydoc.render_doc(ql.rtn, renderer=pydoc.plaintext)
+  assert "rtn(bits: int" in text
+  assert "Rounds to the nearest of" in text
   assert "Rounds to the nearest of" in ql.rtn.__doc__

@@ -116,7 +116,7 @@ def test_chunks_have_errors_of_their_own(monkeypatch):
     assert np.mean(other == chunks[0]) < 0.1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int8", "bool"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "bool"])
 def test_every_type_of_array(dtype):
   x = draws.normal((33, 31)).astype(dtype)
   bad = flips.flip_bits(x, 0.5, KEY)

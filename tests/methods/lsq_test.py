@@ -78,7 +78,7 @@ SWISH = {
 
 
 @pytest.mark.parametrize(("signed", "offset"), SWISH)
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [3, pytest.param(4, marks=pytest.mark.study)])
 def test_starts_of_swish(signed, offset, bits):
   start = None if offset else ql.mse(candidates=400, smallest=0.05)
   quantizer = ql.lsq_plus(bits, signed=signed, offset=offset, start=start)
@@ -152,7 +152,9 @@ def _ratio(quantizer, w, above):
   return float(np.mean(of_step / of_weights))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+  "bits", [2, pytest.param(4, marks=pytest.mark.study), 8]
+)
 @pytest.mark.parametrize("method", [ql.lsq, ql.lsq_plus])
 def test_codes_fill_their_range(method, bits):
   x = draws.student_t((400, 6), 3.0)
