@@ -120,6 +120,7 @@ CASES = {
     idempotent=False,
     random=True,
   ),
+  "rquant4": Case(ql.rquant(4), lambda q: 4 * K * N + 2 * 32, idempotent=False),
   "lloyd2": Case(ql.lloyd(2), lambda q: 2 * K * N + 4 * 32 * N),
   "icquant_rtn2": Case(
     ql.icquant(ql.rtn(2)), lambda q: _affine(2, 3 * N) + _gap_code(q)

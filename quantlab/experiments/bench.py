@@ -7,6 +7,7 @@ beside them where they are installed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
 import importlib.util
 import os
 import platform
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import quantlab as ql
-from quantlab.core import bits
+from quantlab.core import bits, flips
 from quantlab.experiments import train
 from quantlab.models import cnn
 
@@ -75,6 +76,14 @@ def quantizers(size: int) -> Iterator[Case]:
       lambda w=words, n=n: bits.unpack(w, n, size, 0),
       w.size,
     )
+  words = jnp.zeros(w.shape, jnp.uint32)
+  flip = jax.jit(functools.partial(flips.flip_bits, rate=0.01))
+  key = jax.random.key(0)
+  yield Case(
+    "flip 1 % of all bits, bytes",
+    lambda: flip(words, key=key),
+    words.nbytes,
+  )
 
 
 _TENSOR = {"exact_zero": True, "granularity": ql.per_tensor}

@@ -98,7 +98,7 @@ def rquant(
     spec=base.IntSpec(bits, signed=signed),
     granularity=granularity,
   )
-  integers = _NEAREST if rounding else truncate()
+  integers = _NEAREST if rounding else rounding_.truncate()
   return plan.chain(compose.stage(grid), integers)
 
 
@@ -140,28 +140,6 @@ def _symmetric(lo: Array, hi: Array, spec: base.IntSpec) -> grids.Affine:
   dtype = jnp.int8 if spec.signed else jnp.uint8
   zero = jnp.full((1,) * lo.ndim, spec.lo + half, dtype)
   return grids.Affine(hi / (half - 1), zero, spec)
-
-
-@base.interned
-def truncate() -> base.Quantizer:
-  """Clips, then cuts fractions off, towards the code 0.
-
-  The gradient passes straight through, also of what is clipped.
-
-  Example:
-    >>> import quantlab as ql
-    >>> q = ql.chain(ql.fit(ql.absmax, ql.INT4, ql.per_tensor), truncate())
-    >>> print(ql.dequantize(ql.quantize(q, jnp.array([-7.5, -0.9, 0.9, 7.5]))))
-    [-7.5 -0.5  0.5  7.5]
-  """
-
-  def cut(q):
-    lo, hi = map(float, q.grid.bounds)
-    fixed = jax.lax.stop_gradient(q.codes)
-    codes = jnp.trunc(jax.lax.clamp(lo, fixed, hi))
-    return qtensor.QTensor(codes + (q.codes - fixed), q.grid, q.dtype)
-
-  return compose.stage(cut)
 
 
 def clip(params: PyTree, w_max: float) -> PyTree:

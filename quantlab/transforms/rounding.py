@@ -33,6 +33,28 @@ def nearest(*, margin: float = 0.0) -> base.Quantizer:
 
 
 @base.interned
+def truncate() -> base.Quantizer:
+  """Clips, then cuts fractions off, towards the code 0.
+
+  The gradient passes straight through, also of what is clipped.
+
+  Example:
+    >>> import quantlab as ql
+    >>> q = ql.chain(ql.fit(ql.absmax, ql.INT4, ql.per_tensor), truncate())
+    >>> print(ql.dequantize(ql.quantize(q, jnp.array([-7.5, -0.9, 0.9, 7.5]))))
+    [-7.5 -0.5  0.5  7.5]
+  """
+
+  def cut(q):
+    lo, hi = map(float, q.grid.bounds)
+    fixed = jax.lax.stop_gradient(q.codes)
+    codes = jnp.trunc(jax.lax.clamp(lo, fixed, hi))
+    return qtensor.QTensor(codes + (q.codes - fixed), q.grid, q.dtype)
+
+  return compose.stage(cut)
+
+
+@base.interned
 def stochastic() -> base.Quantizer:
   """Clips, then rounds up with the probability of the fractional part.
 
