@@ -232,7 +232,7 @@ class Marks:
 
 
 STREAM_ROWS = 128
-"""Rows that share one stream of gap symbols, where they divide the rows."""
+"""Rows that share one stream of gap symbols, if nothing else is asked for."""
 
 
 @base.pytree
@@ -240,7 +240,8 @@ class GapCoded:
   """`Marks` in the gap code of `quantlab.core.gaps`.
 
   Streams of 128 rows keep the padding to the longest stream well under 1 %,
-  can be decoded side by side and sharded.
+  can be decoded side by side and sharded. Fewer rows bound what a wrong bit in
+  a stream can move.
 
   Attributes:
     symbols: `[..., streams, S]` integers, packed.
@@ -250,6 +251,7 @@ class GapCoded:
     bits: b, of one symbol.
     axes: the axes that a row spans, ascending, counted from the end.
     dims: their sizes.
+    stream_rows: rows that share a stream, where they divide the rows.
   """
 
   symbols: Packed
@@ -259,16 +261,24 @@ class GapCoded:
   bits: int = base.static()
   axes: Shape = base.static()
   dims: Shape = base.static()
+  stream_rows: int = base.static(default=STREAM_ROWS)
 
   @classmethod
-  @functools.partial(jax.jit, static_argnames=("cls", "bits_"))
-  def encode(cls, marks: Marks, bits_: int, shuffled: Any = None) -> "GapCoded":
+  @functools.partial(jax.jit, static_argnames=("cls", "bits_", "stream_rows"))
+  def encode(
+    cls,
+    marks: Marks,
+    bits_: int,
+    shuffled: Any = None,
+    stream_rows: int = STREAM_ROWS,
+  ) -> "GapCoded":
     """Encodes marks, with room for the longest possible streams.
 
     Args:
       marks: what to encode.
       bits_: of a symbol.
       shuffled: whether to shuffle positions; None lets `gaps.uneven` decide.
+      stream_rows: rows that share a stream, where they divide the rows.
     """
     *outer, count = marks.positions.shape
     dim = math.prod(marks.dims)
@@ -277,18 +287,25 @@ class GapCoded:
       shuffled = gaps.uneven(positions, dim)
     shuffled = jnp.asarray(shuffled)
     positions = _where(shuffled, lambda at: gaps.shuffle(at, dim), positions)
-    streams = _streams(tuple(outer))
+    streams = _streams(tuple(outer), stream_rows)
     symbols = gaps.encode(positions.reshape(*streams, count), dim, bits_)
     packed = Packed.pack(symbols, bits_, 0, (-1,))
     return cls(
-      packed, shuffled, tuple(outer), count, bits_, marks.axes, marks.dims
+      packed,
+      shuffled,
+      tuple(outer),
+      count,
+      bits_,
+      marks.axes,
+      marks.dims,
+      stream_rows,
     )
 
   @jax.jit
   def decode(self) -> Marks:
     """The marks."""
     symbols = self.symbols.unpack()
-    num_rows = _streams(self.outer)[1]
+    num_rows = _streams(self.outer, self.stream_rows)[1]
     positions = gaps.decode(symbols, num_rows, self.marks, self.bits)
     batch = symbols.shape[:-2]
     positions = positions.reshape(*batch, *self.outer, self.marks)
@@ -367,9 +384,9 @@ def _where(flag: Array, function: Any, x: Array) -> Array:
   return jnp.where(flag, function(x), x)
 
 
-def _streams(outer: Shape) -> Shape:
+def _streams(outer: Shape, stream_rows: int) -> Shape:
   total = math.prod(outer)
-  num_rows = STREAM_ROWS if total % STREAM_ROWS == 0 else total
+  num_rows = total if total % stream_rows else stream_rows
   return (total // num_rows if num_rows else 0, num_rows)
 
 

@@ -1,5 +1,7 @@
-"""Small convolutional classifiers for quantization-aware training.
+"""Small classifiers of images for quantization-aware training.
 
+  mlp, mlp_wide  dense layers and ReLU
+  lenet5         of 28x28 images, as in Bayesian Bits (arXiv 2005.07093)
   resnet8        ReLU; three residual blocks (He et al., arXiv 1512.03385)
   mobilenet      ReLU6; inverted residuals (MobileNetV2, arXiv 1801.04381)
   efficientnet   Swish; the same with squeeze-and-excitation (arXiv 1905.11946)

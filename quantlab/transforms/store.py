@@ -26,7 +26,10 @@ def pack() -> base.Quantizer:
 
 @base.interned
 def gap_code(
-  bits: int | None = None, *, shuffle: bool | None = None
+  bits: int | None = None,
+  *,
+  shuffle: bool | None = None,
+  stream_rows: int = stored.STREAM_ROWS,
 ) -> base.Quantizer:
   """Stores the positions of labelled elements in the gap code.
 
@@ -35,9 +38,15 @@ def gap_code(
       positions (`core.gaps.best_bits`).
     shuffle: whether one fixed permutation goes before it; None lets a test
       decide whether positions are uniform (`core.gaps.uneven`).
+    stream_rows: rows that share a stream, where they divide the rows.
+
+  Raises:
+    ValueError: a number is out of range.
   """
   if bits is not None and not 1 <= bits <= 8:
     raise ValueError(f"gap symbols have 1 to 8 bits, got {bits=}")
+  if stream_rows < 1:
+    raise ValueError(f"a stream has at least one row, got {stream_rows=}")
 
   def coded(labels, count):
     del count
@@ -45,7 +54,7 @@ def gap_code(
       return labels
     ratio = labels.positions.shape[-1] / math.prod(labels.dims)
     return stored.GapCoded.encode(
-      labels, bits or gaps.best_bits(ratio), shuffle
+      labels, bits or gaps.best_bits(ratio), shuffle, stream_rows
     )
 
   return compose.stage(lambda q: _per_part(lambda p: _relabel(p, coded), q))

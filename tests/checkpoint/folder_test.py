@@ -91,6 +91,8 @@ TREES = {
     ".": np.ones(1),
   },
   "state": lambda: base.State({"a/b": base.Range(jnp.ones(2), jnp.ones(2))}),
+  "gated": lambda: ql.cgmq().init(jnp.ones((4, 2))),
+  "bounded": lambda: ql.quantize(ql.rquant(4), weights()),
   "learned": lambda: ql.lsq_plus(4).init(jnp.linspace(-1, 3, 40)[:, None]),
   "periodic": lambda: observe.periodic(estimate.minmax).init(2, jnp.float32),
   "frozen": lambda: flax_core.freeze({"a": {"b": params()}}),

@@ -1,4 +1,4 @@
-"""Scores under bit errors, their bound, and the curves of an SRAM."""
+"""Scores under bit errors, and their bound."""
 
 import math
 
@@ -83,52 +83,3 @@ def test_bound_is_the_papers():
   for bad in ((0, 1, 0.1), (1, 0, 0.1), (1, 1, 0.0)):
     with pytest.raises(ValueError, match="delta=0"):
       bit_errors.excess(*bad)
-
-
-# Voltage, rate and energy, as the figure has them.
-TABLE = [
-  (0.757, 0.2, 0.57),
-  (0.804, 0.055, 0.63),
-  (0.848, 0.0115, 0.70),
-  (0.891, 0.0012, 0.77),
-  (0.904, 0.0005, 0.79),
-  (0.946, 1.7e-5, 0.87),
-  (0.961, 4e-6, 0.90),
-]
-
-
-@pytest.mark.parametrize(("volt", "rate", "energy"), TABLE)
-def test_points_of_the_figure(volt, rate, energy):
-  assert bit_errors.rate(volt) == pytest.approx(rate)
-  assert bit_errors.voltage(rate) == pytest.approx(volt)
-  assert bit_errors.energy(volt) == pytest.approx(energy)
-
-
-def test_between_the_points():
-  assert bit_errors.energy(1.0) == 1.0
-  # The mean of two voltages has the geometric mean of their rates.
-  middle = math.sqrt(0.2 * 0.055)
-  assert bit_errors.rate((0.757 + 0.804) / 2) == pytest.approx(middle)
-  assert bit_errors.voltage(middle) == pytest.approx((0.757 + 0.804) / 2)
-  # The more errors, the less energy.
-  rates = np.geomspace(4e-6, 0.2, 30)
-  energies = [bit_errors.energy(bit_errors.voltage(p)) for p in rates]
-  assert np.all(np.diff(energies) < 0)
-  # The energy of an access goes as V**2.1 to V**2.3.
-  for volt, _, energy in TABLE:
-    assert 1.9 < math.log(energy) / math.log(volt) < 2.7
-
-
-@pytest.mark.parametrize(
-  ("call", "message"),
-  [
-    (lambda: bit_errors.rate(1.0), "voltage=1 is outside"),
-    (lambda: bit_errors.rate(0.7), "voltage=0.7 is outside"),
-    (lambda: bit_errors.voltage(0.0), "rate=0 is outside"),
-    (lambda: bit_errors.voltage(0.3), "rate=0.3 is outside"),
-    (lambda: bit_errors.energy(1.01), "voltage=1.01 is outside"),
-  ],
-)
-def test_refuses_what_the_figure_does_not_show(call, message):
-  with pytest.raises(ValueError, match=message):
-    call()

@@ -1,5 +1,6 @@
 """Numbers of the ICQuant study: arXiv 2505.00850 and what follows from it."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -130,6 +131,33 @@ def test_a_side_with_one_outlier_is_exact():
   w = jnp.linspace(-1.0, 1.0, 100)[:, None].at[40].set(50.0)
   out = ql.dequantize(ql.quantize(ql.icquant(ql.rtn(2), ratio=0.01), w))
   assert out[40, 0] == 50.0
+
+
+def test_a_wrong_bit_stays_in_the_rows_of_its_stream():
+  w = _gauss()[:512, :32]
+
+  def stored_with(stream_rows):
+    q = ql.icquant(
+      ql.rtn(2), ratio=0.05, shuffle=False, stream_rows=stream_rows
+    )
+    return ql.quantize(q, w)
+
+  def wrong(q):
+    symbols = q.grid.labels.symbols
+    words = symbols.words.at[0, 0].set(symbols.words[0, 0] ^ 1)
+    symbols = dataclasses.replace(symbols, words=words)
+    labels = dataclasses.replace(q.grid.labels, symbols=symbols)
+    grid = dataclasses.replace(q.grid, labels=labels)
+    return dataclasses.replace(q, grid=grid)
+
+  together, alone = stored_with(128), stored_with(1)
+  np.testing.assert_array_equal(together.dequantize(), alone.dequantize())
+  assert alone.grid.labels.symbols.words.shape[0] == 32
+  changed = np.asarray(wrong(alone).dequantize() != alone.dequantize())
+  assert changed[:, 0].any()
+  assert not changed[:, 1:].any()
+  with pytest.raises(ValueError, match="at least one row, got stream_rows=0"):
+    stored_with(0)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])

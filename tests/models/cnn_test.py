@@ -9,7 +9,8 @@ import quantlab as ql
 from quantlab.models import cnn
 from tests import draws
 
-ALL = pytest.mark.parametrize("name", cnn.NETWORKS)
+CONVOLUTIONAL = ("resnet8", "mobilenet", "efficientnet")
+ALL = pytest.mark.parametrize("name", CONVOLUTIONAL)
 
 
 def _network(name):
@@ -49,6 +50,21 @@ def test_every_convolution_has_a_site(name):
   ]
   for path in kernels:
     assert "/".join((*path, "in")) in sites
+
+
+@pytest.mark.parametrize(
+  ("name", "size", "weights"),
+  [
+    ("mlp", 8, 64 * 64 + 64 * 32 + 32 * 10),
+    ("mlp_wide", 8, 64 * 128 + 128 * 128 + 128 * 10),
+    ("lenet5", 28, 581_408),  # as in Bayesian Bits
+  ],
+)
+def test_weights_of_networks_without_norm(name, size, weights):
+  x = jnp.ones((1, size, size, 1))
+  shapes = jax.eval_shape(cnn.NETWORKS[name].init, jax.random.key(0), x)
+  layers = shapes["params"].values()
+  assert sum(layer["kernel"].size for layer in layers) == weights
 
 
 def test_what_the_networks_are_made_of():

@@ -108,10 +108,10 @@ def test_configurations_3_and_4_are_one_function():
 def test_starts_at_the_estimated_range(name):
   kind = parameterization.PARAMETERIZATIONS[name]
   spec = base.IntSpec(4, signed=False, symmetric=False)
-  if kind is ql.step:
-    spec = base.IntSpec(4, symmetric=True)
+  if kind in (ql.step, ql.bound):
+    spec = base.IntSpec(4, symmetric=True, narrow=kind is ql.step)
   x = draws.normal((64, 6))
-  start = ql.absmax if kind is ql.step else ql.minmax
+  start = ql.absmax if spec.symmetric else ql.minmax
   learned = ql.chain(
     ql.learned(kind, spec, ql.per_channel(-1), start=start), ql.nearest()
   )
