@@ -6,11 +6,12 @@ python -m launch.storage --config=configs/randbet/storage_study.py \
 A run that is killed goes on at the next format.
 """
 
-from quantlab.experiments import command, storage_study
+from quantlab.experiments import command
+from quantlab.experiments.faults import storage
 
 
 def main(argv: list[str]) -> None:
-  command.go(argv, storage_study.run, "storage.log")
+  command.go(argv, storage.run, "storage.log")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from quantlab.experiments import bit_errors, workdir
+from quantlab.experiments import workdir
+from quantlab.experiments.faults import bit_errors
 
 
 @dataclasses.dataclass(frozen=True)

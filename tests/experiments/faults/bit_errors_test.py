@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.experiments import bit_errors
+from quantlab.experiments.faults import bit_errors
 from tests import draws
 
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from quantlab.experiments import (
-  configs,
+from quantlab.experiments import configs
+from quantlab.experiments.faults import (
+  storage,
   storage_report,
   storage_settings,
-  storage_study,
 )
 from tests.launch import ptq_test
 
@@ -26,7 +26,7 @@ TINY = {
 
 
 def test_run_and_resumption(tmp_path, monkeypatch, capsys):
-  judge = storage_study._Study.judge
+  judge = storage._Study.judge
   calls = []
 
   def killed(self, quantizer):
@@ -35,13 +35,13 @@ def test_run_and_resumption(tmp_path, monkeypatch, capsys):
       raise KeyboardInterrupt
     return judge(self, quantizer)
 
-  monkeypatch.setattr(storage_study._Study, "judge", killed)
+  monkeypatch.setattr(storage._Study, "judge", killed)
   with pytest.raises(KeyboardInterrupt):
-    storage_study.run(TINY, tmp_path)
+    storage.run(TINY, tmp_path)
   assert not (tmp_path / "report.json").exists()
   (done,) = tmp_path.glob("*/result.json")
   before = done.stat().st_mtime_ns
-  results = storage_study.run(TINY, tmp_path)
+  results = storage.run(TINY, tmp_path)
   assert len(calls) == 3  # the finished one is not repeated
   assert done.stat().st_mtime_ns == before
   assert (tmp_path / "storage.png").stat().st_size > 10_000
@@ -67,16 +67,16 @@ def test_run_and_resumption(tmp_path, monkeypatch, capsys):
   assert exposed["only codes"] == exposed["all but grid"]
 
   with pytest.raises(configs.InputError, match=r"holds another run: .*steps"):
-    storage_study.run(TINY | {"steps": 31}, tmp_path)
+    storage.run(TINY | {"steps": 31}, tmp_path)
 
 
 def test_a_gap_code_is_studied_too(tmp_path, monkeypatch, capsys):
   # The other exposures are compiled and measured alike.
   monkeypatch.setattr(
-    storage_study, "exposures", lambda parts: {"all": frozenset(parts)}
+    storage, "exposures", lambda parts: {"all": frozenset(parts)}
   )
   method = {"method": "icquant", "inner": {"method": "rtn", "bits": 2}}
-  results = storage_study.run(TINY | {"formats": {"icq": method}}, tmp_path)
+  results = storage.run(TINY | {"formats": {"icq": method}}, tmp_path)
   (own,) = results["icq"]["gaps"]
   assert set(results["icq"]["parts"]) == {"codes", "grid", "index"}
   assert own["rows_per_bit"] <= 1
@@ -101,7 +101,7 @@ def test_a_gap_code_is_studied_too(tmp_path, monkeypatch, capsys):
 )
 def test_refuses_bad_input(change, message, tmp_path):
   with pytest.raises(configs.InputError, match=message):
-    storage_study.run(TINY | change, tmp_path / "run")
+    storage.run(TINY | change, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -132,5 +132,5 @@ def test_distance():
     ([np.nan, 4.0], np.inf),
     ([np.inf, 4.0], np.inf),
   ):
-    found = storage_study._distance(clean, np.array(other, np.float32))
+    found = storage._distance(clean, np.array(other, np.float32))
     assert float(found) == pytest.approx(expected)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantlab.core import flips
-from quantlab.experiments import bit_errors
+from quantlab.experiments.faults import bit_errors
 
 Array = jax.Array
 PyTree = Any

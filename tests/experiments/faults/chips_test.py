@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.experiments import bit_errors, chips
+from quantlab.experiments.faults import bit_errors, chips
 from tests import draws
 
 WORDS = chips.ROWS * chips.COLUMNS // 32

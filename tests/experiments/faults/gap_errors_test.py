@@ -9,7 +9,7 @@ import pytest
 
 import quantlab as ql
 from quantlab.core import grids, stored
-from quantlab.experiments import bit_errors, gap_errors
+from quantlab.experiments.faults import bit_errors, gap_errors
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantlab.core import flips, gaps, qtensor, stored
-from quantlab.experiments import bit_errors
+from quantlab.experiments.faults import bit_errors
 
 Array = jax.Array
 PyTree = Any

@@ -1,4 +1,4 @@
-"""Table and picture of `storage_study`.
+"""Table and picture of `storage`.
 
 A result has `bits_per_weight`, `parts` (stored bits by part), `clean` (test
 error), `weight_error` (of quantization), `exposed`, and `gaps` where the format

@@ -27,16 +27,18 @@ import quantlab as ql
 from quantlab.core import flips
 from quantlab.data import images
 from quantlab.experiments import (
-  bit_errors,
   configs,
-  gap_errors,
   programs,
   progress,
   report,
-  storage_report,
-  storage_settings,
   train,
   workdir,
+)
+from quantlab.experiments.faults import (
+  bit_errors,
+  gap_errors,
+  storage_report,
+  storage_settings,
 )
 
 Array = jax.Array

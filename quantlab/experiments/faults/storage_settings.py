@@ -1,10 +1,11 @@
-"""What a config of `storage_study` may say, checked before any work."""
+"""What a config of `storage` may say, checked before any work."""
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from quantlab.experiments import bit_errors, configs
+from quantlab.experiments import configs
+from quantlab.experiments.faults import bit_errors
 
 
 @dataclasses.dataclass(frozen=True)

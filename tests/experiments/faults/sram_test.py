@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from quantlab.experiments import sram
+from quantlab.experiments.faults import sram
 
 # Voltage, rate and energy, as the figure has them.
 TABLE = [

@@ -1,0 +1,1 @@
+"""Weights in a memory that flips bits: scores, chips, and what breaks."""
