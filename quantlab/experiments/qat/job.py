@@ -65,12 +65,17 @@ def run(config: Any, workdir_: str | os.PathLike[str]) -> dict[str, Any]:
   """
   config = configs.plain(config)
   job = settings.read(config)
-  folder = workdir.Workdir(workdir_)
+  example = next(iter(job.task.batches(1, job.seed, 0)))[0]
+  variables = jax.jit(job.task.model.init)(jax.random.key(job.seed), example)
+  root = pathlib.Path(workdir_)
+  if not (root / _FLOAT).exists():
+    for variant in job.variants:
+      if variant.budget is not None:  # one too small costs no training
+        _Run(job, variant, root / variant.name, variables).begin()
+  folder = workdir.Workdir(root)
   environment = report.environment()
   folder.begin({"config": config}, environment)
   folder.expect({"data": job.task.sha256})
-  example = next(iter(job.task.batches(1, job.seed, 0)))[0]
-  variables = jax.jit(job.task.model.init)(jax.random.key(job.seed), example)
   results = {}
   first = settings.Variant(_FLOAT, train.NOTHING, job.float)
   with progress.bars() as track, _stopping() as stop:
@@ -133,19 +138,10 @@ class _Run:
     done = self.folder / "result.json"
     if done.exists():
       return workdir.read_json(done), workdir.restore(self.folder / "params")
-    limit, keeper = self.variant.budget, None
-    optimizer = self.steps.transformation(
-      None if limit is None else limit.optimizer()
-    )
-    with configs.explained():
-      batch = self._first_batch()
-      training = self._start(optimizer, batch)
-      if limit is not None:
-        keeper = budgets.Keeper(
-          limit, self.task.model, self.variant.plans, training, batch[0]
-        )
-        if not _saves(self.folder / "saves"):
-          training = keeper.begin(training, self._loss(batch), track)
+    training, optimizer, keeper, batch = self.begin()
+    if keeper is not None and not _saves(self.folder / "saves"):
+      with configs.explained():
+        training = keeper.begin(training, self._loss(batch), track)
     training = self._train(training, optimizer, keeper, track, stop)
     scores = self._judge(training)
     best = self.task.best[0]
@@ -156,18 +152,29 @@ class _Run:
     _LOG.info("%s: %s %.4f", self.variant.name, best, scores[best])
     return scores, training.variables
 
-  def _first_batch(self) -> train.Batch:
-    batches = self.task.batches(self.steps.range_batch, self.job.seed, 0)
-    return next(iter(batches))
+  def begin(
+    self,
+  ) -> tuple[train.Training, Any, budgets.Keeper | None, train.Batch]:
+    """The training before its first step, its optimizer, who keeps its budget.
 
-  def _start(self, optimizer: Any, batch: train.Batch) -> train.Training:
-    return train.start(
-      self.task.model,
-      self.variables,
-      optimizer,
-      self.variant.plans,
-      batch,
+    And the batch that ranges start from.
+    """
+    limit, plans = self.variant.budget, self.variant.plans
+    optimizer = self.steps.transformation(
+      None if limit is None else limit.optimizer()
     )
+    batches = self.task.batches(self.steps.range_batch, self.job.seed, 0)
+    batch = next(iter(batches))
+    with configs.explained():
+      training = train.start(
+        self.task.model, self.variables, optimizer, plans, batch
+      )
+      keeper = None
+      if limit is not None:
+        keeper = budgets.Keeper(
+          limit, self.task.model, plans, training, batch[0]
+        )
+    return training, optimizer, keeper, batch
 
   def _loss(self, batch: train.Batch) -> Callable[[train.Training], float]:
     inputs, labels = batch

@@ -210,7 +210,7 @@ def test_deployed_logits_are_the_fake_quantized_ones(done):
     folder / "lsq_plus",
     _params(folder, "float"),
   )
-  training = run._start(variant.steps.transformation(), run._first_batch())
+  training, *_ = run.begin()
   training, _ = run._restored((training, None))
   inputs, _ = next(iter(run.task.test(16)))
   model = train.quantized(TINY.clone(classes=10), variant.plans)
