@@ -32,6 +32,6 @@ def test_it_looks_like_the_function():
   assert ql.rtn.__name__ == "rtn"
   assert repr(ql.rtn).startswith("<function rtn")
   text = pydoc.render_doc(ql.rtn, renderer=pydoc.plaintext)
-  assert "rtn(bits: int" in text
+  assert "bits: int" in text
   assert "Rounds to the nearest of" in text
   assert "Rounds to the nearest of" in ql.rtn.__doc__
