@@ -84,7 +84,11 @@ CHAINED = [
   ("clusterquant", "splitquant"),
 ]
 SHORT = [
-  *((pair, "conv") for pair in PAIRS if pair[1] != "cfws"),
+  *(
+    (pair, "conv")
+    for pair in PAIRS
+    if pair in CHAINED or "icquant" in pair or pair[0] == "cfws"
+  ),
   *((pair, kind) for pair in CHAINED for kind in ("mlp", "stacked")),
 ]
 CELLS = [

@@ -98,32 +98,34 @@ def gated(
     x = _felt(x, gate.slope, gate.size, batch)
     states = parts(x, learned, state.stats)
 
-    def chosen(i):
+    def chosen(i, stats):
+      """Values by a choice, and the statistics with its own moved."""
       part, moved = choices[i].apply(x, states[i], key)
-      place = 0 if shared else i
-      form = jax.tree.structure(state.stats[place])
-      stats = list(state.stats)
-      stats[place] = jax.tree.unflatten(form, jax.tree.leaves(moved))
-      return qtensor.dequantize(part).astype(x.dtype), tuple(stats)
+      own = 0 if shared else i
+      form = jax.tree.structure(stats[own])
+      moved = jax.tree.unflatten(form, jax.tree.leaves(moved))
+      values = qtensor.dequantize(part).astype(x.dtype)
+      return values, (*stats[:own], moved, *stats[own + 1 :])
 
-    if not each:
-      ways = [functools.partial(chosen, i) for i in range(len(choices))]
-      pruned = functools.partial(lambda: (jnp.zeros_like(x), state.stats))
-      out, stats = jax.lax.switch(gate.place.reshape(()), [pruned, *ways])
-    else:
-      out, stats = jnp.zeros_like(x), state.stats
+    pruned = jnp.zeros_like(x), state.stats
+    if each:
+      out, stats = pruned
       place = jnp.broadcast_to(gate.place, x.shape)
       for i in range(len(choices)):
-        out = jnp.where(place == i + 1, chosen(i)[0], out)
+        values, stats = chosen(i, stats)
+        out = jnp.where(place == i + 1, values, out)
+    else:
+      ways = [functools.partial(chosen, i) for i in range(len(choices))]
+      out, stats = jax.lax.switch(
+        gate.place.reshape(()), [lambda stats: pruned, *ways], state.stats
+      )
     return qtensor.lift(out.astype(qtensor.lift(q).dtype)), stats
 
   def settle(q, state):
     gate, learned = state.learned
-    if each:
+    if each or not gate.place.any():  # floats; all 0 where it is pruned
       return quantizer, state
     i = int(gate.place.reshape(())) - 1
-    if i < 0:
-      return quantizer, state
     return choices[i], parts(q, learned, state.stats)[i]
 
   quantizer = base.Quantizer(init, apply, settle)

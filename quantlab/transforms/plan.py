@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, qtensor
+from quantlab.core import base, gates, qtensor
 from quantlab.transforms import compose, store
 
 Array = jax.Array
@@ -230,6 +230,11 @@ def quantize_leaf(
     quantizer, state = quantizer.settle(x, state)
     if quantizer is compose.keep():
       return x
+  elif state is not None and gates.gates(state.learned):
+    raise ValueError(
+      "a gate inside another quantizer cannot be stored; put it outside, as in "
+      "gated(lambda bits: icquant(rtn(bits)))"
+    )
   return store.compact(_deployed(quantizer)(x, key, state))
 
 

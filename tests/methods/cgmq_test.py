@@ -214,3 +214,11 @@ def test_a_gate_in_a_chain_is_settled_too():
   quantizer = ql.chain(ql.gated(ql.rtn, widths=(2, 4)), ql.rtn(8))
   state = quantizer.init(w)
   assert ql.quantize(quantizer, w, state=state).codes.bits == 8
+
+
+def test_a_gate_inside_another_quantizer_is_refused_when_it_is_stored():
+  w = draws.normal((2, 32, 4))
+  quantizer = ql.stacked(ql.gated(ql.rtn, widths=(2, 4)))
+  state = quantizer.init(w)
+  with pytest.raises(ValueError, match="put it outside, as in gated"):
+    ql.quantize(quantizer, w, state=state)

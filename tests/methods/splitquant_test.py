@@ -106,7 +106,9 @@ def test_ranges_shrink():
     (ql.rtn(4, symmetric=True), 1.9, 2.4),
   ],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+  "seed", [0, *(pytest.param(i, marks=pytest.mark.study) for i in (1, 2))]
+)
 def test_gain_at_four_bits(inner, least, most, seed):
   assert least < _gain(inner, seed) < most
 
@@ -148,7 +150,7 @@ def test_masking_recovers_what_a_real_zero_point_loses():
   assert plain / _masked_branches_error() == pytest.approx(6.3, rel=0.06)
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, pytest.param(4, marks=pytest.mark.study)])
 def test_labels_are_better_and_smaller_than_branches(bits):
   w, row = _gauss(), ql.rtn(bits)
   one = ql.quantize(ql.clusterquant(row), w)

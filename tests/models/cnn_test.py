@@ -9,7 +9,11 @@ import quantlab as ql
 from quantlab.models import cnn
 from tests import draws
 
-CONVOLUTIONAL = ("resnet8", "mobilenet", "efficientnet")
+CONVOLUTIONAL = (
+  "resnet8",
+  pytest.param("mobilenet", marks=pytest.mark.study),
+  "efficientnet",  # the same blocks and more
+)
 ALL = pytest.mark.parametrize("name", CONVOLUTIONAL)
 
 

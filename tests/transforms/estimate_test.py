@@ -232,7 +232,9 @@ TENSORS = {
 
 @ALL
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("tensor", TENSORS)
+@pytest.mark.parametrize(
+  "tensor", ["weights", pytest.param("activations", marks=pytest.mark.study)]
+)
 def test_on_every_tensor_and_granularity(name, granularity, tensor):
   x = TENSORS[tensor]
   cells, shape = GRANULARITIES[granularity]

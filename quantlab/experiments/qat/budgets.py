@@ -5,7 +5,7 @@ last step that kept the budget is what a training gives; where there is none,
 all gates are pushed down together until it holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -18,8 +18,12 @@ import optax
 
 import quantlab as ql
 from quantlab.apply import cost as counting
+from quantlab.core import gates
 from quantlab.experiments import allocation, progress, train
 from quantlab.transforms import plan
+
+Key = tuple[str, str]
+"""Where a gate is: "weights" or "acts", and the path of the leaf or site."""
 
 _OF = ("bops", "bits", "bytes")
 _ALLOCATE = ("gates", "uniform", "greedy", "programme")
@@ -112,7 +116,7 @@ class Keeper:
     if not gated:
       raise ValueError("a budget needs gates: quantizers by `gated` or `cgmq`")
     if budget.of == "bops":
-      self._check_gated(training, gated)
+      self._check_gated(training.variables, inputs, gated)
     whole = self._whole(training)
     self.most = int(budget.most * whole if budget.most <= 1 else budget.most)
     self.least = self.cost(_at(training, lambda _, gate: gate.widths[0]))
@@ -123,24 +127,29 @@ class Keeper:
         f"({self.least / whole:.4%} of the cost at 32 bits)"
       )
 
-  def _check_gated(self, training, gated):
+  def _check_gated(
+    self, variables: Any, inputs: Any, gated: Collection[Key]
+  ) -> None:
     """Bits that no gate says are not known."""
-    known = {layer.kernel for layer in self.layers.values()}
-    sites = {f"{path}/in" for path in self.layers}
-    for part, places in (("weights", known), ("acts", sites)):
-      plain = [
-        path
-        for path, learned in getattr(training, part).learned.items()
-        if jax.tree.leaves(learned) and (part, path) not in gated
-      ]
-      astray = [
-        path for where, path in gated if where == part and path not in places
-      ]
-      if plain or astray:
-        raise ValueError(
-          f"bit operations are counted where {part} have gates and are of a "
-          f"layer: {plain or astray} are not; there are {sorted(places)}"
-        )
+    kernels = [layer.kernel for layer in self.layers.values()]
+    for part, tree, places in (
+      ("weights", variables["params"], kernels),
+      (
+        "acts",
+        ql.sites(self.model, variables, inputs),
+        [f"{path}/in" for path in self.layers],
+      ),
+    ):
+      rules = getattr(self.plans, part)
+      if rules is None:
+        continue
+      for path, quantizer in plan.as_plan(rules).assign(tree).items():
+        known = path in places and (part, path) in gated
+        if quantizer is not ql.keep() and not known:
+          raise ValueError(
+            "bit operations are counted where what is quantized has a gate and "
+            f"is of a layer: {path} of {part} is not; there are {places}"
+          )
 
   def _whole(self, training: train.Training) -> int:
     """The cost at 32 bits."""
@@ -163,16 +172,16 @@ class Keeper:
     stored = ql.nbits(train.deploy(self.plans, training))
     if self.budget.of == "bits":
       return stored
-    inputs = [
-      self._input_bits(layer, acts.get(path))
+    largest = max(
+      int(np.broadcast_to(self._input_bits(path, acts), layer.input).sum())
       for path, layer in self.layers.items()
-    ]
-    return -(-stored // 8) + max(-(-bits // 8) for bits in inputs)
+    )
+    return -(-stored // 8) + -(-largest // 8)
 
-  def _input_bits(self, layer: counting.Layer, bits: Any) -> int:
-    if bits is None:
-      bits = self.budget.input_bits if layer.first else 32
-    return int(np.broadcast_to(bits, layer.input).sum())
+  def _input_bits(self, path: str, acts: Mapping[str, Any]) -> Any:
+    """Of a layer, whether there is a gate or not."""
+    first = self.layers[path].first
+    return acts.get(path, self.budget.input_bits if first else 32)
 
   def bits(
     self, training: train.Training
@@ -195,7 +204,7 @@ class Keeper:
   ) -> train.Training:
     """The training with its first case decided, or its widths allocated."""
     if self.budget.allocate == "gates":
-      return self._guided(training, 0)
+      return self._guided(training, 0, self.cost(training))
     return self._allocated(training, loss, track)
 
   def decide(
@@ -209,8 +218,9 @@ class Keeper:
       training = self._guided(training, step, now)
     return training, kept, now
 
-  def _guided(self, training, step, now=None):
-    now = self.cost(training) if now is None else now
+  def _guided(
+    self, training: train.Training, step: int, now: int
+  ) -> train.Training:
     pace = self.budget.rate if step >= self.budget.warmup else 0.0
     state = optax.tree_utils.tree_set(
       training.optimizer,
@@ -220,21 +230,34 @@ class Keeper:
     return training._replace(optimizer=state)
 
   def result(self, training: train.Training, kept: Kept) -> train.Training:
-    """What the training gives: it keeps the budget, always."""
+    """What the training gives: it keeps the budget, always.
+
+    Raises:
+      ValueError: sizes depend on the weights, and those of the last step exceed
+        the budget at the fewest bits.
+    """
     if kept.found:
       return kept.training
-    push = 0.0
-    while self.cost(training) > self.most:
-      push += 0.25
-      training = _moved(training, push)
+    while (now := self.cost(training)) > self.most:
+      if all((gate.place <= 1).all() for gate in _gates(training).values()):
+        raise ValueError(
+          f"a budget of {self.most} {self.budget.of} cannot be kept: with the "
+          f"weights of step {int(training.step)} the fewest bits cost {now}"
+        )
+      training = _pushed(training)
     return training
 
-  def _allocated(self, training, loss, track):
+  def _allocated(
+    self,
+    training: train.Training,
+    loss: Callable[[train.Training], float],
+    track: progress.Track,
+  ) -> train.Training:
     """Widths from the losses of single layers, which are taken to add up."""
     choices = self._choices(training)
     gated = _gates(training)
-    narrow = {key: min(gate.widths, default=0) for key, gate in gated.items()}
-    wide = {key: max(gate.widths) for key, gate in gated.items()}
+    narrow = {key: gate.widths[0] for key, gate in gated.items()}
+    wide = {key: gate.widths[-1] for key, gate in gated.items()}
 
     def placed(chosen, rest):
       bits = dict(rest)
@@ -262,11 +285,13 @@ class Keeper:
       chosen = getattr(allocation, self.budget.allocate)(losses, costs, room)
     return placed(chosen, narrow)
 
-  def _keys(self, path: str, gated: Any) -> list[tuple[str, str]]:
+  def _keys(self, path: str, gated: Collection[Key]) -> list[Key]:
     keys = (("weights", self.layers[path].kernel), ("acts", f"{path}/in"))
     return [key for key in keys if key in gated]
 
-  def _choices(self, training) -> dict[str, list[tuple[int, ...]]]:
+  def _choices(
+    self, training: train.Training
+  ) -> dict[str, list[tuple[int, ...]]]:
     """Bits of weights and input that each layer can have."""
     gated = _gates(training)
     found = {}
@@ -285,10 +310,7 @@ class Keeper:
     stored = plan.leaves(packed)
     rows = []
     for path, layer in self.layers.items():
-      inputs = acts.get(path)
-      if inputs is None:
-        inputs = self.budget.input_bits if layer.first else 32
-      bits = weights.get(path, 32)
+      inputs, bits = self._input_bits(path, acts), weights.get(path, 32)
       rows.append(
         {
           "layer": path,
@@ -313,7 +335,7 @@ def _uniform(costs: Any, room: int) -> dict[str, tuple[int, ...]]:
   return {path: (bits,) * lengths[path] for path, bits in chosen.items()}
 
 
-def _gates(training: train.Training) -> dict[tuple[str, str], ql.Gate]:
+def _gates(training: train.Training) -> dict[Key, ql.Gate]:
   """Every gate, by part and path."""
   return {
     (part, path): gate
@@ -324,29 +346,33 @@ def _gates(training: train.Training) -> dict[tuple[str, str], ql.Gate]:
 
 
 def _numbers(gate: ql.Gate) -> Any:
-  """Bits as numpy's integers; without a batch axis where they are units'."""
+  """Bits as an integer, or as integers of elements."""
   bits = np.asarray(gate.bits).astype(np.int64)
   return int(bits.reshape(())) if bits.size == 1 else bits
 
 
 def _at(
-  training: train.Training, bits: Callable[[tuple[str, str], ql.Gate], int]
+  training: train.Training, bits: Callable[[Key, ql.Gate], int]
 ) -> train.Training:
   """The training with its gates at these bits."""
   return _replaced(training, lambda key, gate: gate.at(bits(key, gate)))
 
 
-def _moved(training: train.Training, push: float) -> train.Training:
+def _pushed(training: train.Training) -> train.Training:
+  """The training with all its gates a quarter of a step lower."""
+
   def down(key, gate):
     del key
-    value = jnp.maximum(gate.value - push, 0.5)
+    value = jnp.maximum(gate.value - 0.25, gates.LEAST)
     return dataclasses.replace(gate, value=value)
 
   return _replaced(training, down)
 
 
-def _replaced(training, function):
-  def one(part):
+def _replaced(
+  training: train.Training, function: Callable[[Key, ql.Gate], ql.Gate]
+) -> train.Training:
+  def one(part: str) -> ql.State:
     state = getattr(training, part)
     learned = {
       path: jax.tree.map(

@@ -199,8 +199,8 @@ WRONG = {
     "a budget needs gates",
   ),
   "something not gated": (
-    _changed({"most": 0.5}, {"acts": {"method": "lsq_plus", "bits": 4}}),
-    r"\['head/in'\] are not",
+    _changed({"most": 0.5}, {"acts": {"method": "rtn", "bits": 4}}),
+    r"head/in of acts is not",
   ),
   "rate of errors": (
     {**CONFIG, "variants": {"one": {"errors": {"rate": 1.5}}}},
