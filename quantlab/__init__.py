@@ -80,6 +80,7 @@ from quantlab.transforms.divergence import kl, kl_improved
 from quantlab.transforms.estimate import (
   absmax,
   by_gradient,
+  fixed,
   minmax,
   mse,
   mse_ends,
@@ -92,7 +93,13 @@ from quantlab.transforms.labels import beyond, clusters, outliers, tails
 from quantlab.transforms.learn import integer_zero, learned, project
 from quantlab.transforms.levels import kmeans
 from quantlab.transforms.noise import bit_errors
-from quantlab.transforms.observe import ema, extremes, histogram, tracked
+from quantlab.transforms.observe import (
+  deviations,
+  ema,
+  extremes,
+  histogram,
+  tracked,
+)
 from quantlab.transforms.partition import (
   branches,
   exact,
@@ -103,4 +110,4 @@ from quantlab.transforms.partition import (
 from quantlab.transforms.plan import Plan, by_path, chain, quantize
 from quantlab.transforms.rounding import nearest, stochastic
 from quantlab.transforms.sensitivity import sensitivity
-from quantlab.transforms.store import gap_code, pack
+from quantlab.transforms.store import cast, gap_code, pack

@@ -58,7 +58,10 @@ LAZY = {
   "matplotlib",
   "orbax",
   "safetensors",
+  "pesq",
+  "pystoi",
   "sklearn",
+  "soundfile",
   "tokenizers",
 }
 

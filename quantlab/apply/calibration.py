@@ -121,6 +121,8 @@ def _started(
     first_error = error
   entries = {}
   for site, x in found.items():
+    if not taps.has_state(acts.assign({site: x})[site], x):
+      continue
     try:
       jax.eval_shape(compiled(_only(site, begin)), variables, args, {})
     except TypeError:

@@ -31,7 +31,8 @@ _CLASSES: dict[str, Any] = {
   cls.__name__: cls
   for cls in [
     *(dict, flax_core.FrozenDict, list, tuple),
-    *(base.IntSpec, base.Range, base.Seen, base.Since, base.State),
+    *(base.IntSpec, base.Range, base.Seen, base.Since, base.Moments),
+    base.State,
     *(gates.Gate, histograms.Histogram, parameterization.Learned),
     *(grids.Affine, grids.Bounded, grids.Codebook, grids.Labelled),
     *(grids.Raw, grids.Tails),

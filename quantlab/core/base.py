@@ -112,6 +112,8 @@ class IntSpec:
     narrow: a signed symmetric spec drops the lowest code, so 4 bits are
       -7..7 with step absmax/7. With `narrow=False` they are -8..7 with step
       absmax/7.5. Both conventions are in use; it has no effect elsewhere.
+    tight: a symmetric spec that is not narrow takes the step at which both
+      ends of the range have codes, max(hi/7, -lo/8): the third convention.
     exact_zero: the zero point is an integer, so 0 is a level, and the range is
       extended to hold it. Without it both ends of the range are levels. It has
       no effect on a symmetric spec, whose zero is exact anyway.
@@ -128,6 +130,7 @@ class IntSpec:
   signed: bool = True
   symmetric: bool = False
   narrow: bool = True
+  tight: bool = False
   exact_zero: bool = False
 
   def __post_init__(self):
@@ -137,6 +140,8 @@ class IntSpec:
       raise ValueError(f"bits must be in 1..16, got {self.bits}")
     if self.bits == 1 and self.signed and self.symmetric and self.narrow:
       raise ValueError("a narrow symmetric 1-bit spec holds only the code 0")
+    if self.tight and (self.narrow or not (self.signed and self.symmetric)):
+      raise ValueError(f"only wide signed symmetric codes are tight: {self}")
 
   @property
   def lo(self) -> int:
@@ -153,7 +158,8 @@ class IntSpec:
   @property
   def absmax_code(self) -> float:
     """The (possibly half-integer) code a symmetric spec gives to absmax."""
-    return self.hi + (0.5 if self.signed and not self.narrow else 0.0)
+    half = self.signed and not (self.narrow or self.tight)
+    return self.hi + (0.5 if half else 0.0)
 
 
 INT2, INT3, INT4, INT5, INT6, INT7, INT8 = map(IntSpec, range(2, 9))
@@ -223,6 +229,20 @@ class Since(NamedTuple):
 
   steps: Array
   range: Range
+
+
+class Moments(NamedTuple):
+  """The statistics of an observer of means and deviations, each `[R]`.
+
+  Attributes:
+    count: int32, tensors seen.
+    mean: mean over the tensors of their means.
+    std: mean over the tensors of their standard deviations.
+  """
+
+  count: Array
+  mean: Array
+  std: Array
 
 
 class Estimator(Protocol):

@@ -256,7 +256,8 @@ def affine_from_range(
 
   Asymmetric: both ends of the range are levels (`zero` is real-valued).
   With an exact zero: the range is extended to hold 0, `zero` is an integer.
-  Symmetric: `zero` is 0 and the step is `max(|lo|, |hi|) / absmax_code`.
+  Symmetric: `zero` is 0 and the step is `max(|lo|, |hi|) / absmax_code`, or,
+  if the codes are tight, `max(hi / 127, lo / -128)` at 8 bits.
 
   A row of one constant value keeps it exactly. The step is never finer than
   what `dtype` resolves at the far end of the range, so `zero` stays a number
@@ -276,6 +277,8 @@ def affine_from_range(
   info = jnp.finfo(dtype)
   if spec.symmetric:
     scale = absmax / spec.absmax_code
+    if spec.tight:
+      scale = jnp.maximum(hi / spec.hi, lo / spec.lo)
     scale = jnp.where(absmax > 0, jnp.maximum(scale, float(info.tiny)), 1)
     return scale.astype(dtype), jnp.zeros((1,) * lo.ndim, jnp.int8)
   if spec.exact_zero:

@@ -31,6 +31,7 @@ from quantlab.methods import (
   lloyd,
   lsq,
   randbet,
+  rnn_mixed,
   rtn,
   splitquant,
 )
@@ -41,6 +42,7 @@ from quantlab.transforms import (
   gated,
   levels,
   observe,
+  store,
 )
 
 Plain = Any
@@ -62,6 +64,7 @@ def _gated(
 FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
   base.Quantizer: {
     "keep": compose.keep,
+    "cast": store.cast,
     "rtn": rtn.rtn,
     "lloyd": lloyd.lloyd,
     "icquant": icquant.icquant,
@@ -74,6 +77,11 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "lsq_plus": lsq.lsq_plus,
     "cgmq": cgmq.cgmq,
     "rquant": randbet.rquant,
+    "rnn_weights": rnn_mixed.rnn_weights,
+    "rnn_activation": rnn_mixed.rnn_activation,
+    "dense_activation": rnn_mixed.dense_activation,
+    "q7": rnn_mixed.q7,
+    "q12": rnn_mixed.q12,
     "gated": _gated,
   },
   base.Granularity: {
@@ -85,6 +93,7 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
   },
   base.Estimator: {
     "minmax": lambda: estimate.minmax,
+    "fixed": estimate.fixed,
     "absmax": lambda: estimate.absmax,
     "percentile": estimate.percentile,
     "mse": functools.partial(estimate.mse, None, None, None),
@@ -101,6 +110,7 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
   base.Observer: {
     "ema": observe.ema,
     "extremes": observe.extremes,
+    "deviations": observe.deviations,
     "histogram": observe.histogram,
     "periodic": observe.periodic,
   },
@@ -189,8 +199,9 @@ def build(
     Traceback (most recent call last):
     ...
     quantlab.experiments.configs.InputError: config.bit: rtn has no such
-    argument; did you mean 'bits'? Known: bits, symmetric, narrow, exact_zero,
-    granularity, estimator, observer, hindsight, learned, stochastic, dtype
+    argument; did you mean 'bits'? Known: bits, symmetric, narrow, tight,
+    exact_zero, granularity, estimator, observer, hindsight, learned,
+    stochastic, dtype
   """
   shared = shared or Shared({}, where)
   known = dict.fromkeys(

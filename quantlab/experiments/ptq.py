@@ -15,6 +15,7 @@ import numpy as np
 from quantlab.core import qtensor
 from quantlab.experiments import (
   calibration,
+  chooser,
   configs,
   evaluate,
   leafwise,
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     variants: the rows of the sweep.
     acts: plans for activations by name.
     spared: batches that sensitivities are taken over; 0 without that section.
+    budget: bytes that further variants are chosen for.
   """
 
   kind: base.Kind
@@ -49,6 +51,7 @@ class Job(NamedTuple):
   variants: list[variants.Variant]
   acts: dict[str, calibration.Acts]
   spared: int
+  budget: chooser.Budget | None = None
 
 
 class Reference(NamedTuple):
@@ -101,10 +104,11 @@ def run(config: Any, workdir_: str | os.PathLike[str]) -> dict[str, Any]:
     results = _results(job, task, folder, track)
   about = {"config": config, "environment": environment, "task": task.source}
   with configs.explained():
-    report.write(folder.root, results, about | inputs, job.kind.metrics)
+    metrics = [m for m in job.kind.metrics if m.key in results["float"]]
+    report.write(folder.root, results, about | inputs, metrics)
   for variant in job.variants:
     folder.tidy(variant.name)
-  report.show(results, job.kind.metrics)
+  report.show(results, metrics)
   return report.scores(results)
 
 
@@ -143,6 +147,7 @@ def read(config: Mapping[str, Any]) -> Job:
     variants=every,
     acts=calibration.acts(config),
     spared=spared,
+    budget=chooser.budget(config, every, kind.metrics),
   )
 
 
@@ -162,14 +167,18 @@ def check(job: Job, todo: list[variants.Variant]) -> Mapping[str, Any]:
   with configs.explained():
     outline = job.kind.outline(job.model, job.data)
   leaves = plan.leaves(outline.params)
-  placed, unused = job.variants[0].place(leaves)
-  if not any(rule.swept for rule in placed.values()):
-    raise configs.InputError(
-      f'config.rules: no leaf gets "weights": {unused} match none of '
-      f"{[*leaves]}"
-    )
-  for pattern in unused:
-    _LOG.warning("rule %r matches no leaf", pattern)
+  patterns = {tuple(r.pattern for r in v.rules): v for v in job.variants}
+  for variant in patterns.values():
+    placed, unused = variant.place(leaves)
+    if not any(rule.swept for rule in placed.values()):
+      raise configs.InputError(
+        f'config.rules: no leaf gets "weights": {unused} match none of '
+        f"{[*leaves]}"
+      )
+    for pattern in unused:
+      _LOG.warning("rule %r matches no leaf", pattern)
+  if job.budget is not None:
+    chooser.check(job.budget, [*leaves])
   for variant in todo:
     with configs.explained(), plan.naming(variant.name):
       sizes.sizes(variant, leaves)
@@ -221,7 +230,15 @@ def _results(
       folder.finish(variant.name, result)
     results[variant.name] = result
     programs.release()
-  return {"float": kept["result"], **results}
+  results = {"float": kept["result"], **results}
+  if job.budget is None:
+    return results
+
+  def error(scheme):
+    found = outputs(scheme.params, iter, scheme.acts, scheme.state)
+    return task.compare(found, reference.floats)
+
+  return results | chooser.choose(job.budget, task, error, folder, track)
 
 
 def _float(
@@ -274,7 +291,11 @@ def _variant(
     "bits": variant.bits,
     "granularity": variant.granularity,
     "acts": variant.acts,
-    "precision": f"W{variant.bits}" + (f"A{acts.bits}" if acts else ""),
+    "precision": "".join(
+      f"{letter}{bits}"
+      for letter, bits in (("W", variant.bits), ("A", acts and acts.bits))
+      if bits
+    ),
     **report.total(rows),
     **reference.task.compare(found, reference.floats),
     "evaluate_seconds": seconds,

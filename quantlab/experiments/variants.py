@@ -5,19 +5,23 @@ A config of the ptq job has these sections, all plain data:
   task         what models are judged on, a name of `tasks.table`;
   model, data  of the task;
   rules        pairs of a pattern and a quantizer; `"weights"` stands for the
-               one that is swept, anything else is a call (see `configs`);
+               one that is swept, anything else is a call (see `configs`). Or
+               several such lists, by a name of your choice;
   methods      the quantizers that are swept, calls by a name of your choice;
-               beside its arguments one may say `"sensitivity": True`;
+               beside its arguments one may say `"sensitivity": True`, which of
+               several lists of rules it goes with, `"rules": name`, and which
+               plan of activations, `"acts": name`;
   weights      arguments for every quantizer of a method's nest, such as bits.
                Those that are None are open; `method` picks one of `methods`;
   sweep        by method, lists of values for what `weights` leaves open: a
                variant for each combination. What it does not list is left to
                the method itself;
   acts, sensitivity, read by `calibration`. Like bits, `weights` and `sweep` may
-               give a variant `acts`, the name of one of the section's plans.
+               give a variant `acts`, the name of one of the section's plans;
+  budget       read by `chooser`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import itertools
 import re
 from typing import Any, NamedTuple
@@ -28,12 +32,12 @@ from quantlab.transforms import plan
 
 SECTIONS = (
   *("task", "model", "data", "rules", "methods", "weights", "sweep"),
-  *("acts", "sensitivity"),
+  *("acts", "sensitivity", "budget"),
 )
 # What a variant is beside the arguments of its quantizers.
 _APART = ("method", "acts")
 # Names of folders beside those of the variants.
-_TAKEN = ("float", "trained", "sensitivity", "acts")
+_TAKEN = ("float", "trained", "sensitivity", "acts", "budget")
 
 
 class Rule(NamedTuple):
@@ -111,7 +115,7 @@ def variants(config: Mapping[str, Any]) -> list[Variant]:
   for key in config:
     if key not in SECTIONS:
       raise configs.unknown(f"config.{key}", "unknown section", key, SECTIONS)
-  rules = _rules(config)
+  rules = _plans(config)
   found = [_variant(config, rules, row) for row in _rows(config)]
   names = [variant.name for variant in found]
   for name in names:
@@ -162,15 +166,26 @@ def _grid(
     yield {"method": name, **dict(zip(choices, values, strict=True))}
 
 
-def _rules(config: Mapping[str, Any]) -> list[Rule | str]:
-  """The rules; one whose quantizer is `"weights"` is its pattern alone."""
+Rules = list[Rule | str]
+"""A rule whose quantizer is `"weights"` is its pattern alone."""
+
+
+def _plans(config: Mapping[str, Any]) -> dict[str | None, Rules]:
+  """The lists of rules by name; a list without a name has the name None."""
   rules = config.get("rules")
+  if isinstance(rules, dict) and rules:
+    return {
+      name: _rules(each, f"config.rules.{name}") for name, each in rules.items()
+    }
+  return {None: _rules(rules, "config.rules")}
+
+
+def _rules(rules: Any, where: str) -> Rules:
   if not isinstance(rules, list) or not rules:
     raise configs.InputError(
-      "config.rules: expected pairs of a pattern and a quantizer, "
-      f"got {rules!r}"
+      f"{where}: expected pairs of a pattern and a quantizer, got {rules!r}"
     )
-  return [_rule(rule, f"config.rules[{i}]") for i, rule in enumerate(rules)]
+  return [_rule(rule, f"{where}[{i}]") for i, rule in enumerate(rules)]
 
 
 def _rule(entry: Any, where: str) -> Rule | str:
@@ -202,13 +217,20 @@ def _pair(entry: Any, where: str) -> tuple[str, Any]:
 
 
 def _variant(
-  config: Mapping[str, Any], rules: Sequence[Rule | str], row: dict[str, Any]
+  config: Mapping[str, Any],
+  plans: Mapping[str | None, Rules],
+  row: dict[str, Any],
 ) -> Variant:
-  swept = _weights(config, row)
+  swept, name, own = _weights(config, row)
+  acts = row.get("acts", own)
+  if name not in plans:
+    where = f"config.methods.{row['method']}.rules"
+    problem = f"config.rules has no {name!r}"
+    raise configs.unknown(where, problem, name, plans)
   row = {**row, "bits": swept.bits}
   placed = tuple(
     swept._replace(pattern=rule) if isinstance(rule, str) else rule
-    for rule in rules
+    for rule in plans[name]
   )
   return Variant(
     name=_name(config, row),
@@ -216,18 +238,22 @@ def _variant(
     bits=swept.bits,
     rules=placed,
     granularity=_words(row.get("granularity", "")),
-    acts=_acts(config, row.get("acts", "")),
+    acts=_acts(config, acts or ""),
   )
 
 
-def _weights(config: Mapping[str, Any], row: dict[str, Any]) -> Rule:
-  """The rule of a row, without its pattern."""
+def _weights(
+  config: Mapping[str, Any], row: dict[str, Any]
+) -> tuple[Rule, str | None, str | None]:
+  """The rule of a row without its pattern, the list of rules, the acts."""
   name = row["method"]
-  call, sensitive = section(config, "methods")[name], False
+  call = section(config, "methods")[name]
+  sensitive, rules, acts = False, None, None
   where = f"config.methods.{name}"
   if isinstance(call, dict):
     call = dict(call)
     sensitive = call.pop("sensitivity", False)
+    rules, acts = call.pop("rules", None), call.pop("acts", None)
   if not isinstance(sensitive, bool):
     raise configs.InputError(
       f"{where}.sensitivity: expected True or False, got {sensitive!r}"
@@ -242,7 +268,7 @@ def _weights(config: Mapping[str, Any], row: dict[str, Any]) -> Rule:
   )
   own = configs.parse(call, where, "quantizer")[2]
   bits = own.get("bits", row.get("bits"))
-  return Rule("", name, bits, quantizer, True, sensitive)
+  return Rule("", name, bits, quantizer, True, sensitive), rules, acts
 
 
 def _acts(config: Mapping[str, Any], name: Any) -> str:

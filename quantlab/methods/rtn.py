@@ -16,6 +16,7 @@ def rtn(
   *,
   symmetric: bool = False,
   narrow: bool = True,
+  tight: bool = False,
   exact_zero: bool = False,
   granularity: base.Granularity = numerics.per_output,
   estimator: base.Estimator | None = None,
@@ -28,7 +29,7 @@ def rtn(
   """Rounds to the nearest of `2**bits` evenly spaced levels.
 
   Args:
-    bits: of a code, 2 to 8.
+    bits: of a code, 2 to 8, or 16.
     symmetric: the grid is symmetric around 0 and has a level there. Without
       it the ends of the range are levels, and 0 in general is not, unless
       `exact_zero`.
@@ -38,6 +39,8 @@ def rtn(
       out in a product.
     narrow: symmetric codes leave out the lowest one (step absmax / 7 at 4
       bits); with `False` they are all used (step absmax / 7.5).
+    tight: of codes that are all used, the step lets both ends of the range be
+      levels (step max(hi / 7, -lo / 8)).
     granularity: which elements share a grid; by default each output channel
       of a kernel `[..., K, N]` has its own.
     estimator: of the range; `minmax`, or `absmax` where symmetric.
@@ -55,7 +58,8 @@ def rtn(
     A quantizer.
 
   Raises:
-    ValueError: `bits` is outside 2..8, or an observer is given together with
+    ValueError: `bits` is not among 2..8 and 16, codes are tight that are not
+      symmetric and wide, or an observer is given together with
       an estimator or with numbers to learn.
 
   Example:
@@ -64,13 +68,14 @@ def rtn(
     >>> ql.dequantize(ql.quantize(rtn(2), w)).ravel().tolist()
     [-1.0, 0.0, 0.0, 2.0]
   """
-  if not 2 <= bits <= 8:
-    raise ValueError(f"rtn takes 2 to 8 bits, got {bits=}")
+  if not (2 <= bits <= 8 or bits == 16):
+    raise ValueError(f"rtn takes 2 to 8 or 16 bits, got {bits=}")
   spec = base.IntSpec(
     bits,
     signed=symmetric,
     symmetric=symmetric,
     narrow=narrow,
+    tight=tight,
     exact_zero=exact_zero,
   )
   if observer is not None:

@@ -41,6 +41,46 @@ def absmax(rows: Array, weight: Array, spec: base.IntSpec) -> Range:
 
 
 @base.interned
+def fixed(lo: float, hi: float) -> base.Estimator:
+  """The same range for every row, whatever is in it.
+
+  Args:
+    lo: its lower end.
+    hi: its upper end, above it.
+
+  Returns:
+    An estimator.
+
+  Raises:
+    ValueError: `lo` is not below `hi`.
+
+  Example:
+    A fixed-point format of 16 bits, 12 of them of the fraction:
+
+    >>> import quantlab as ql
+    >>> q12 = ql.rtn(
+    ...   16,
+    ...   symmetric=True,
+    ...   narrow=False,
+    ...   tight=True,
+    ...   granularity=ql.per_tensor,
+    ...   estimator=fixed(-8, 8 - 2**-12),
+    ... )
+    >>> 4096 * ql.dequantize(ql.quantize(q12, jnp.array([1 / 3]))).item()
+    1365.0
+  """
+  if not lo < hi:
+    raise ValueError(f"a fixed range needs lo < hi, got {lo=} and {hi=}")
+
+  def estimator(rows, weight, spec):
+    del weight, spec
+    ends = (jnp.full(rows.shape[0], end, rows.dtype) for end in (lo, hi))
+    return Range(*ends)
+
+  return estimator
+
+
+@base.interned
 def percentile(p: float = 99.9) -> base.Estimator:
   """Leaves out the extremes: keeps `p` percent of the elements.
 

@@ -71,6 +71,66 @@ def extremes() -> Observer:
 
 
 @base.interned
+def deviations(k: float = 3.0) -> Observer:
+  """`mean - k*std` to `mean + k*std`, where both are means over tensors.
+
+  Each tensor has a mean and a standard deviation of its own, and counts alike.
+  So the deviation is not that of all elements together, which is larger when
+  the means differ; and the range may reach beyond what was seen, or cut it.
+
+  Args:
+    k: standard deviations on either side.
+
+  Returns:
+    An observer.
+
+  Raises:
+    ValueError: `k` is not positive.
+
+  References:
+    Rusci et al., arXiv 2210.07692, as `std3`: the tensor there is one frame.
+
+  Example:
+    >>> import quantlab as ql
+    >>> frames = jnp.array([[-1.0, 1.0], [-1.0, 5.0]])  # means 0, 2; stds 1, 3
+    >>> weight = jnp.ones((1, 2), bool)
+    >>> observer = deviations(3)
+    >>> stats = observer.init(1, jnp.float32)
+    >>> for frame in frames:
+    ...   stats = observer.update(stats, frame[None], weight, ql.INT8)
+    >>> [end.item() for end in observer.range(stats, ql.INT8)]
+    [-5.0, 7.0]
+  """
+  if not k > 0:
+    raise ValueError(f"deviations takes a positive k, got {k=}")
+
+  def init(num_rows, dtype):
+    return base.Moments(
+      jnp.zeros(num_rows, jnp.int32), *jnp.zeros((2, num_rows), dtype)
+    )
+
+  def update(stats, rows, weight, spec):
+    del spec
+    count = stats.count + 1
+    total = jnp.sum(weight, axis=1)
+    mean = jnp.sum(weight * rows, axis=1) / total
+    square = jnp.sum(weight * (rows - mean[:, None]) ** 2, axis=1) / total
+    share = 1 / count.astype(mean.dtype)
+    return base.Moments(
+      count,
+      stats.mean + (mean - stats.mean) * share,
+      stats.std + (jnp.sqrt(square) - stats.std) * share,
+    )
+
+  def range_(stats, spec):
+    del spec
+    reach = k * stats.std
+    return estimate.guard(stats.mean - reach, stats.mean + reach)
+
+  return _observer(init, update, range_)
+
+
+@base.interned
 def histogram(
   estimator: base.Estimator = estimate.minmax, *, bins: int = 2048
 ) -> Observer:

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from quantlab.core import base, gaps, grids, numerics, qtensor, stored
 from quantlab.transforms import compose
@@ -22,6 +23,39 @@ def pack() -> base.Quantizer:
   codes, passes.
   """
   return compose.stage(lambda q: _per_part(_pack, q))
+
+
+def cast(dtype: jax.typing.DTypeLike) -> base.Quantizer:
+  """Stores the values in another floating-point type.
+
+  An activation goes on in its own type, holding the rounded values, so that a
+  product which reads it adds up in that type. What is too large becomes Inf.
+
+  Args:
+    dtype: such as `jnp.float16`.
+
+  Raises:
+    ValueError: it is no floating-point type.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import quantlab as ql
+    >>> half = ql.quantize(cast(jnp.float16), jnp.array([1 / 3]))
+    >>> half.dtype.name, ql.nbits(half)
+    ('float16', 16)
+  """
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"cast takes a type of floats, got {dtype=}")
+  return _cast(jnp.dtype(dtype))
+
+
+@base.interned
+def _cast(dtype: Any) -> base.Quantizer:
+  def rounded(q):
+    x, raw = qtensor.values(q)
+    return qtensor.QTensor(x.astype(dtype), raw, q.dtype)
+
+  return compose.stage(rounded)
 
 
 @base.interned

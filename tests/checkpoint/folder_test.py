@@ -95,6 +95,7 @@ TREES = {
   "bounded": lambda: ql.quantize(ql.rquant(4), weights()),
   "learned": lambda: ql.lsq_plus(4).init(jnp.linspace(-1, 3, 40)[:, None]),
   "periodic": lambda: observe.periodic(estimate.minmax).init(2, jnp.float32),
+  "deviations": lambda: observe.deviations().init(2, jnp.float32),
   "frozen": lambda: flax_core.freeze({"a": {"b": params()}}),
   "boxed": lambda: [
     nn.Partitioned(params(), ("model", None)),

@@ -93,7 +93,10 @@ WRONG = {
     {"method": "icqant", "inner": "rtn"},
     r"^c\.method: unknown quantizer 'icqant'; did you mean 'icquant'\? K",
   ),
-  "nothing alike": ("zzz", r"^c: unknown quantizer 'zzz'\. Known: keep, rtn"),
+  "nothing alike": (
+    "zzz",
+    r"^c: unknown quantizer 'zzz'\. Known: keep, cast",
+  ),
   "argument": (
     {"method": "rtn", "bits": 3, "symetric": True},
     r"^c\.symetric: rtn has no .*; did you mean 'symmetric'\? Known: bits, sym",
@@ -129,7 +132,7 @@ WRONG = {
   ),
   "value": (
     {"method": "rtn", "bits": 9},
-    r"^c: rtn takes 2 to 8 bits, got bits=9$",
+    r"^c: rtn takes 2 to 8 or 16 bits, got bits=9$",
   ),
   "granularity": (
     {"method": "rtn", "bits": 3, "granularity": "per_chanel"},

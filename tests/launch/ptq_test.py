@@ -143,7 +143,7 @@ def test_an_argument_that_the_file_does_not_list(launch, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--config.weights.bits=9"], "takes 2 to 8 bits, got bits=9"),
+    (["--config.weights.bits=9"], "takes 2 to 8 or 16 bits, got bits=9"),
     (["--config.model.path=/nowhere"], "'/nowhere': no path that exists"),
     (["--config.rules=(('bias', 'keep'),)"], "matches no rule"),
   ],

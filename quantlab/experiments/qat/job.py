@@ -91,7 +91,8 @@ def run(config: Any, workdir_: str | os.PathLike[str]) -> dict[str, Any]:
     about | {"task": job.task.source, "results": results},
   )
   panels = {variant.name: variant.panel for variant in job.variants}
-  curves.summary(folder.root, _FLOAT, panels, job.task.best[0])
+  if panels:
+    curves.summary(folder.root, _FLOAT, panels, job.task.best[0])
   return results
 
 

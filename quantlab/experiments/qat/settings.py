@@ -1,8 +1,9 @@
 """What a config of a training may say, checked before any work.
 
   seed        of the model, the batches and random rounding
-  model       {"name": ...}: a key of `models.cnn.NETWORKS`, or "llama"
-  data        `tasks.Images` or `tasks.Bytes`
+  model       {"name": ...}: a key of `models.cnn.NETWORKS`, "llama", or
+              "denoiser" with arguments of `speech.denoise`
+  data        `tasks.Images`, `tasks.Bytes` or `speech.Speech`
   float       `Steps` of the float model that every variant starts from
   train       `Steps` of a variant
   weights     pairs of a pattern of params' paths and a quantizer's name
@@ -10,7 +11,7 @@
   grads       the same for gradients
   quantizers  {name: call}, what the names stand for; "keep" needs no entry
   robustness  `robust.Robustness`: how models are scored under bit errors
-  variants    {name: {...}}, of which any part may be left out:
+  variants    {name: {...}}, none or more, of which any part may be left out:
     quantizers  those that are different
     train       `Steps` that are different
     budget      `budgets.Budget`: what the model may cost
@@ -23,16 +24,16 @@ A name that a variant has no quantizer for keeps what it is placed on.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import optax
 
 from quantlab.experiments import configs, train
-from quantlab.experiments.qat import budgets, robust, tasks
+from quantlab.experiments.qat import budgets, robust, speech, tasks
 from quantlab.models import cnn
 from quantlab.transforms import compose, plan
 
-LANGUAGE = "llama"
 _PLANS = ("weights", "acts", "grads")
 _VARIANT = ("quantizers", "train", "budget", "errors", "clip", "panel")
 _SECTIONS = (
@@ -53,6 +54,7 @@ class Steps:
     schedule: of it, "cosine", to 0, or "steps", a tenth after two, three and
       four fifths of the way.
     weight_decay: of kernels.
+    max_norm: of the gradient of the params, which is scaled down to it.
     range_optimizer: of what quantizers learn, "adam" or "sgd".
     range_learning_rate: of it, first; it falls alike.
     range_batch: examples that ranges of activations start from.
@@ -66,6 +68,7 @@ class Steps:
   learning_rate: float = 0.05
   schedule: str = "cosine"
   weight_decay: float = 1e-4
+  max_norm: float | None = None
   range_optimizer: str = "adam"
   range_learning_rate: float = 1e-3
   range_batch: int = 256
@@ -110,6 +113,8 @@ class Steps:
       params = optax.adamw(
         schedule, weight_decay=self.weight_decay, mask=train.kernels
       )
+    if self.max_norm is not None:
+      params = optax.chain(optax.clip_by_global_norm(self.max_norm), params)
     rate = optax.cosine_decay_schedule(self.range_learning_rate, steps)
     adam = self.range_optimizer == "adam"
     ranges = optax.adam(rate) if adam else optax.sgd(rate, momentum=0.9)
@@ -172,8 +177,10 @@ def read(config: Mapping[str, Any]) -> Settings:
       f"config.seed: expected an integer of at least 0, got {seed!r}"
     )
   variants = config.get("variants") or {}
-  if not isinstance(variants, Mapping) or not variants:
-    raise configs.InputError("config.variants: name at least one")
+  if not isinstance(variants, Mapping):
+    raise configs.InputError(
+      f"config.variants: expected a dict, got {variants!r}"
+    )
   _check_names(config, variants)
   return Settings(
     seed,
@@ -207,16 +214,23 @@ def _check_names(
 def _task(config: Mapping[str, Any]) -> tasks.Task:
   model = config.get("model", {})
   name = model.get("name") if isinstance(model, Mapping) else None
-  known = (*cnn.NETWORKS, LANGUAGE)
+  known = {
+    **{
+      network: (tasks.Images, functools.partial(tasks.classify, network))
+      for network in cnn.NETWORKS
+    },
+    "llama": (tasks.Bytes, tasks.model_language),
+    "denoiser": (speech.Speech, speech.denoise),
+  }
   if name not in known:
     where = "config.model.name"
     raise configs.unknown(where, f"unknown model {name!r}", name, known)
-  kind = tasks.Bytes if name == LANGUAGE else tasks.Images
+  kind, make = known[name]
   data = _section(kind, config.get("data", {}), "config.data")
+  entries = {key: value for key, value in model.items() if key != "name"}
+  bound = configs.bind(make, entries, "config.model", data, name=name)
   with configs.explained():
-    if isinstance(data, tasks.Bytes):
-      return tasks.model_language(data)
-    return tasks.classify(name, data)
+    return make(*bound.args, **bound.kwargs)
 
 
 def _section(kind: Any, entry: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from quantlab.experiments.tasks import (
   images,
   perplexity,
   retrieval,
+  speech,
 )
 
 KINDS = {
@@ -16,6 +17,7 @@ KINDS = {
   "images": images.KIND,
   "perplexity": perplexity.KIND,
   "retrieval": retrieval.KIND,
+  "speech": speech.KIND,
 }
 
 

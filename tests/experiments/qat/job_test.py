@@ -271,7 +271,7 @@ WRONG = {
     {"train": {"optimizer": "adma"}},
     r"train: optimizer='adma' is none of sgd, adamw",
   ),
-  "variants": ({"variants": {}}, r"config\.variants: name at least one"),
+  "variants": ({"variants": ["a"]}, r"config\.variants: expected a dict"),
   "rule": (
     {"weights": ["kernel"]},
     r"config\.weights\[0\]: expected a pattern",
