@@ -1,4 +1,4 @@
-"""Enhances a recording of speech as a stream, with a trained TinyDenoiser.
+"""Enhances a recording of speech with a trained TinyDenoiser, as a stream.
 
 python -m launch.denoise --checkpoint=runs/schemes-gru128/mixed-max \
   --input=noisy.wav --output=clean.wav
@@ -6,7 +6,7 @@ python -m launch.denoise --checkpoint=runs/schemes-gru128/mixed-max \
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from quantlab.experiments import configs, denoise
 
@@ -26,27 +26,30 @@ _WORKDIR = flags.DEFINE_string(
 _RESAMPLE = flags.DEFINE_bool(
   "resample", False, "Take an input of another rate."
 )
+_INTEGERS = flags.DEFINE_bool(
+  "integers",
+  False,
+  "Run the recurrent layers of a mixed scheme in integers, over the whole file,"
+  " and say how far that is from fake quantization.",
+)
 
 
 def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)  # those of libraries
   try:
     if len(argv) > 1:
       raise configs.InputError(f"no flag: {' '.join(argv[1:])}")
-    found = denoise.run(
+    lines = denoise.run(
       _CHECKPOINT.value,
       _INPUT.value,
       _OUTPUT.value,
       _WORKDIR.value,
       resample=_RESAMPLE.value,
+      in_integers=_INTEGERS.value,
     )
   except configs.InputError as error:
     sys.exit(f"error: {error}")
-  print(
-    f"{_OUTPUT.value}: {found['seconds']:.2f} s of sound, "
-    f"{found['ms_per_frame']:.2f} ms a frame of 6.25 ms, "
-    f"real-time factor {found['real_time_factor']:.3f}; "
-    f"spectrograms in {found['picture']}"
-  )
+  print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Enhances a sound file as a stream, with a stored TinyDenoiser.
+"""Enhances a sound file with a stored TinyDenoiser.
 
 Shape letters: S samples, T frames, F bins.
 """
@@ -15,7 +15,13 @@ import numpy as np
 
 import quantlab as ql
 from quantlab.data import sound
-from quantlab.experiments import configs, evaluate, schemes, spectrograms
+from quantlab.experiments import (
+  configs,
+  evaluate,
+  integers,
+  schemes,
+  spectrograms,
+)
 from quantlab.models import denoiser, stft
 
 Array = jax.Array
@@ -30,7 +36,7 @@ class State(NamedTuple):
   stream: stft.Stream
 
 
-Step = Callable[[State, Array], tuple[State, Array, Array]]
+Step = Callable[[State, np.ndarray], tuple[State, Array, Array]]
 """`step(state, block[100]) -> (state, mask[F], block[100])`."""
 
 
@@ -67,15 +73,9 @@ def stepper(scheme: schemes.Scheme) -> tuple[Step, State]:
     frame = jnp.abs(spectrum)[None, None]
     variables: Any = {"params": params}
     found = ql.apply(
-      model,
-      variables,
-      state.carry,
-      frame,
-      acts=scheme.acts,
-      state=acts,
-      method="frames",
+      model, variables, frame, state.carry, acts=scheme.acts, state=acts
     )
-    carry, masks = found if scheme.acts is None else found[0]
+    masks, carry = found if scheme.acts is None else found[0]
     stream, block = stream.write(spectrum * masks[0, 0])
     return State(carry, stream), masks[0, 0], block
 
@@ -100,7 +100,7 @@ def enhance(step: Step, state: State, signal: np.ndarray) -> Enhanced:
   jax.block_until_ready(step(state, blocks[0]))  # compiles
   masks, out = [], []
   start = time.perf_counter()
-  for block in jnp.asarray(blocks):
+  for block in blocks:
     state, mask, enhanced = step(state, block)
     masks.append(mask)
     out.append(np.asarray(enhanced))  # waits, as who listens does
@@ -118,8 +118,9 @@ def run(
   folder: str | None = None,
   *,
   resample: bool = False,
-) -> dict[str, Any]:
-  """Enhances a file, and draws its spectrogram before and after.
+  in_integers: bool = False,
+) -> list[str]:
+  """Enhances a file as a stream, and draws its spectrogram before and after.
 
   Args:
     checkpoint: a folder that `schemes.restore` takes.
@@ -127,10 +128,13 @@ def run(
     output: the WAV file to write.
     folder: of the picture, `<name of output>.png`; by default the output's.
     resample: takes a file of another rate.
+    in_integers: runs the whole file instead, with the recurrent layers of a
+      mixed scheme in integers alone, beside fake quantization; see `integers`.
 
   Returns:
-    `seconds` of sound, `real_time_factor` (time of computing for time of sound;
-    below 1 it keeps up), `ms_per_frame`, and the picture's path.
+    Lines that say what was done: the files; the real-time factor, which is time
+    of computing for time of sound, below 1 where the stream keeps up, or how
+    far integers are from fake quantization.
 
   Raises:
     InputError: a file cannot be read, is not what it should be, or cannot be
@@ -138,17 +142,43 @@ def run(
   """
   with configs.explained():
     signal = sound.read(source, resample=resample)
-    step, state = stepper(schemes.restore(checkpoint))
-    found = enhance(step, state, signal)
-    sound.write(output, found.signal)
+    scheme = schemes.restore(checkpoint)
+    if in_integers:
+      enhanced, masks, line = _integers(scheme, signal)
+    else:
+      enhanced, masks, line = _stream(scheme, signal)
+    sound.write(output, enhanced)
     place = pathlib.Path(folder or pathlib.Path(output).parent).expanduser()
     picture = place / f"{pathlib.Path(output).stem}.png"
     place.mkdir(parents=True, exist_ok=True)
-    spectrograms.draw(signal, found.signal, found.masks, picture)
+    spectrograms.draw(signal, enhanced, masks, picture)
+  return [f"{output}: enhanced; spectrograms are in {picture}", line]
+
+
+Result = tuple[np.ndarray, np.ndarray, str]
+"""Samples, masks, and what to say."""
+
+
+def _stream(scheme: schemes.Scheme, signal: np.ndarray) -> Result:
+  found = enhance(*stepper(scheme), signal)
   seconds = len(signal) / sound.RATE
-  return {
-    "seconds": seconds,
-    "real_time_factor": found.seconds / seconds,
-    "ms_per_frame": 1e3 * found.seconds / len(found.masks),
-    "picture": str(picture),
-  }
+  frame, taken = 1e3 * stft.HOP / sound.RATE, 1e3 * found.seconds
+  line = (
+    f"{seconds:.2f} s of sound, {taken / len(found.masks):.2f} ms a frame of "
+    f"{frame:g} ms, real-time factor {found.seconds / seconds:.3f}"
+  )
+  return found.signal, found.masks, line
+
+
+def _integers(scheme: schemes.Scheme, signal: np.ndarray) -> Result:
+  spectra = stft.analyse(signal)
+  found = integers.compare(scheme, jnp.abs(jnp.asarray(spectra))[None])
+  masks = found.masks[0]
+  line = (
+    "recurrent layers in integers: after a frame from equal states they are at "
+    f"most {found.step} apart from fake quantization; over the file "
+    f"{found.equal:.2%} of hidden codes are equal, {found.within_one:.2%} "
+    f"within one, at most {found.most} apart; mask RMSE between the two "
+    f"{found.mask_rmse:.5f}"
+  )
+  return stft.synthesise(spectra * masks, len(signal)), masks, line

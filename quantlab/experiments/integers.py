@@ -4,6 +4,11 @@ The same packed weights and calibrated ranges run twice: as fake quantization,
 in floats on grids, and as `kernels.integer_rnn`, from the codes of the first
 layer's input to those of the last hidden state.
 
+From equal states a step of the two is at most one code apart. Over a sequence
+they part further, as two runs of fake quantization do that begin one code
+apart: what a state differs by is fed back, and a code of the cell is worth
+several of the hidden state.
+
 Shape letters: B batch, T frames, F bins, K units.
 """
 
@@ -20,19 +25,24 @@ from quantlab.models import denoiser, recurrent
 
 Array = jax.Array
 
+_LAYERS = ("rnn_0", "rnn_1")
+
 
 class Comparison(NamedTuple):
   """Integers beside fake quantization.
 
   Attributes:
     masks: `[B, T, F]`, with integers.
-    equal: share of the last layer's hidden codes that are the same.
+    step: codes of any state apart after one frame from equal states, at most.
+    equal: share of the last layer's hidden codes that are the same, over whole
+      utterances.
     within_one: share of those at most one code apart.
     most: codes apart, at most.
     mask_rmse: between the masks.
   """
 
   masks: np.ndarray
+  step: int
   equal: float
   within_one: float
   most: int
@@ -41,6 +51,8 @@ class Comparison(NamedTuple):
 
 def compare(scheme: schemes.Scheme, magnitudes: Array) -> Comparison:
   """Runs a TinyDenoiser both ways over whole utterances.
+
+  Its very input and output are left as they are.
 
   Args:
     scheme: whose recurrent layers are in INT8 as `methods.rnn_mixed` has it.
@@ -54,8 +66,9 @@ def compare(scheme: schemes.Scheme, magnitudes: Array) -> Comparison:
   encoded = _run(scheme, model, "encode", magnitudes)
   _, fake = _run(scheme, model, "recur", carry, encoded)
   codes = fixed_point.quantize(encoded, _scale(scheme, "rnn_0/in"))
-  for name in ("rnn_0", "rnn_1"):
-    codes = integer_rnn.run(layer(scheme, name, model.cell), codes)
+  layers = [layer(scheme, name, model.cell) for name in _LAYERS]
+  for each in layers:
+    codes = integer_rnn.run(each, codes)
   scale = _scale(scheme, "rnn_1/step/hidden/out")
   masks = [
     np.asarray(_run(scheme, model, "decode", hidden))
@@ -64,11 +77,47 @@ def compare(scheme: schemes.Scheme, magnitudes: Array) -> Comparison:
   apart = np.abs(np.round(np.asarray(fake) / scale) - np.asarray(codes))
   return Comparison(
     masks[0],
+    _step(scheme, model, layers, encoded),
     float(np.mean(apart == 0)),
     float(np.mean(apart <= 1)),
     int(apart.max()),
     float(np.sqrt(np.mean((masks[0] - masks[1]) ** 2))),
   )
+
+
+def _step(
+  scheme: schemes.Scheme,
+  model: denoiser.TinyDenoiser,
+  layers: list[integer_rnn.Layer],
+  encoded: Array,
+) -> int:
+  """How far states of the two are apart after a frame from equal ones."""
+  names = ["cell", "hidden"] if model.cell == "lstm" else ["hidden"]
+  scales = [
+    [_scale(scheme, f"{name}/step/{state}/out") for state in names]
+    for name in _LAYERS
+  ]
+  inputs = [_scale(scheme, f"{name}/in") for name in _LAYERS]
+
+  def codes(states, scales):
+    pairs = zip(states, scales, strict=True)
+    return [fixed_point.quantize(state, scale) for state, scale in pairs]
+
+  def frame(carry, x):
+    after, _ = _run(scheme, model, "recur", carry, x[:, None])
+    x, apart = fixed_point.quantize(x, inputs[0]), []
+    for i, each in enumerate(layers):
+      before, fake = (codes(states[i], scales[i]) for states in (carry, after))
+      state = tuple(before) if len(before) > 1 else before[0]
+      found, _ = each.step(state, x)
+      for a, b in zip(jax.tree.leaves(found), fake, strict=True):
+        apart.append(jnp.max(jnp.abs(a.astype(int) - b.astype(int))))
+      x = fake[-1]  # what the next layer reads
+    return after, jnp.max(jnp.stack(apart))
+
+  start = model.start(len(encoded))
+  run = jax.jit(lambda x: jax.lax.scan(frame, start, jnp.moveaxis(x, 1, 0))[1])
+  return int(np.max(run(encoded)))
 
 
 def layer(scheme: schemes.Scheme, name: str, cell: str) -> integer_rnn.Layer:

@@ -39,9 +39,9 @@ class TinyDenoiser(nn.Module):
     >>> variables = model.init(jax.random.key(0), x)
     >>> model.apply(variables, x).shape
     (1, 3, 257)
-    >>> carry = model.start(1)
-    >>> carry, first = model.apply(variables, carry, x[:, :1], method="frames")
-    >>> first.shape
+    >>> first, carry = model.apply(variables, x[:, :1], model.start(1))
+    >>> second, carry = model.apply(variables, x[:, 1:2], carry)
+    >>> second.shape
     (1, 1, 257)
   """
 
@@ -68,30 +68,23 @@ class TinyDenoiser(nn.Module):
     layer = recurrent.LAYERS[self.cell](self.features, parent=None)
     return (layer.start(batch), layer.start(batch))
 
-  def __call__(self, magnitudes: Array) -> Array:
-    """Masks `[B, T, F]` of whole signals `[B, T, F]`."""
-    carry = self.start(len(magnitudes))
-    if not self.by_frame or self.is_initializing():
-      return self.frames(carry, magnitudes)[1]
-
-    def one(self, carry, frame):
-      carry, mask = self.frames(carry, frame[:, None])
-      return carry, mask[:, 0]
-
-    return recurrent.over_time(one)(self, carry, magnitudes)[1]
-
-  def frames(self, carry: Carry, magnitudes: Array) -> tuple[Carry, Array]:
-    """Masks of the frames that follow those a carry has seen.
+  def __call__(self, magnitudes: Array, carry: Carry | None = None) -> Any:
+    """Masks of whole signals, or of the frames that follow others.
 
     Args:
-      carry: from `start`, or from the frames before.
       magnitudes: `[B, T, F]`.
+      carry: from `start`, or from the frames before.
 
     Returns:
-      The carry, and masks `[B, T, F]`.
+      Masks `[B, T, F]`; with a carry a pair of them and the next carry.
     """
-    carry, x = self.recur(carry, self.encode(magnitudes))
-    return carry, self.decode(x)
+    first = self.start(len(magnitudes)) if carry is None else carry
+    if not self.by_frame or self.is_initializing():
+      last, masks = _frames(self, first, magnitudes)
+    else:
+      scan = recurrent.over_time(_frame)
+      last, masks = scan(self, first, magnitudes)
+    return masks if carry is None else (masks, last)
 
   def encode(self, magnitudes: Array) -> Array:
     """What the first recurrent layer reads, `[B, T, F]`."""
@@ -107,6 +100,21 @@ class TinyDenoiser(nn.Module):
   def decode(self, x: Array) -> Array:
     """Masks `[B, T, F]` from what the last recurrent layer says."""
     return nn.sigmoid(self.dense_2(nn.relu(self.dense_1(x))))
+
+
+def _frames(
+  model: TinyDenoiser, carry: Carry, magnitudes: Array
+) -> tuple[Carry, Array]:
+  carry, x = model.recur(carry, model.encode(magnitudes))
+  return carry, model.decode(x)
+
+
+def _frame(
+  model: TinyDenoiser, carry: Carry, magnitudes: Array
+) -> tuple[Carry, Array]:
+  """The same for a single frame `[B, F]`."""
+  carry, masks = _frames(model, carry, magnitudes[:, None])
+  return carry, masks[:, 0]
 
 
 def of_params(params: Mapping[str, Any]) -> TinyDenoiser:

@@ -68,10 +68,10 @@ def test_the_future_does_not_matter(small):
 
 def test_a_stream_of_frames_is_the_whole(small):
   model, variables, x, masks = small
-  step = jax.jit(lambda c, x: model.apply(variables, c, x, method="frames"))
+  step = jax.jit(lambda x, carry: model.apply(variables, x, carry))
   carry, found = model.start(2), []
   for t in range(x.shape[1]):
-    carry, mask = step(carry, x[:, t : t + 1])
+    mask, carry = step(x[:, t : t + 1], carry)
     found.append(mask)
   np.testing.assert_allclose(jnp.concatenate(found, 1), masks, atol=1e-6)
 
