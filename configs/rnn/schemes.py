@@ -12,6 +12,8 @@ and PESQ and STOI from the extra `speech`:
     --config.data.scores='("pesq", "stoi", "si_sdr")'
 """
 
+import re
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -26,15 +28,14 @@ _RANGES = {
 }
 
 
-def _acts(cell, inputs, *, cells="std3", gates="q12", rest=()):
+def _acts(cell, inputs, *, cells=None, gates="q12", rest=()):
   """Recurrent layers in 8 bits, what else is not said in float16."""
   byte = {"method": "rnn_activation", "bits": 8}
   observed = {name: {**byte, "observer": _RANGES[name]} for name in _RANGES}
   rules = [
     ["^rnn_0/in$", observed[inputs]],
     ["^rnn_./in$|hidden/out$", byte if cell == "lstm" else "q7"],
-    # A cell that counts frames has a range in which 8 bits see little else.
-    *([["cell/out$", observed[cells]]] if cell == "lstm" else []),
+    *([["cell/out$", observed.get(cells, "q4")]] if cell == "lstm" else []),
     ["(gates|candidate)/out$", gates],
     ["^rnn_", "keep"],
     *rest,
@@ -44,7 +45,10 @@ def _acts(cell, inputs, *, cells="std3", gates="q12", rest=()):
 
 
 def get_config(name: str = "gru128") -> ml_collections.ConfigDict:
-  cell, units = name.rstrip("0123456789"), int(name.lstrip("grulstm"))
+  known = re.fullmatch(r"(gru|lstm)(\d+)", name)
+  if not known:
+    raise ValueError(f"{name!r}: expected gru or lstm and units, as in gru128")
+  cell, units = known[1], int(known[2])
   gates = {"lstm": 4, "gru": 3}[cell]
   config = ml_collections.ConfigDict()
   config.task = "speech"
@@ -113,12 +117,13 @@ def get_config(name: str = "gru128") -> ml_collections.ConfigDict:
     config.acts.update(
       {
         "cells_max": _acts(cell, "max", cells="max"),
+        "cells_std3": _acts(cell, "max", cells="std3"),
         "cells_mse": _acts(cell, "max", cells="mse"),
         "paper": _acts(cell, "std3", cells="max"),
         "all_cells_max": _acts(cell, "max", cells="max", rest=ends),
       }
     )
-    alone = ["cells_max", "cells_mse", "paper"]
+    alone = ["cells_max", "cells_std3", "cells_mse", "paper"]
   config.weights = {"method": None, "bits": None, "acts": None}
   config.sweep = {
     "fp16": {},

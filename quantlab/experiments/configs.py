@@ -80,6 +80,7 @@ FUNCTIONS: dict[Any, dict[str, Callable[..., Any]]] = {
     "rnn_weights": rnn_mixed.rnn_weights,
     "rnn_activation": rnn_mixed.rnn_activation,
     "dense_activation": rnn_mixed.dense_activation,
+    "q4": rnn_mixed.q4,
     "q7": rnn_mixed.q7,
     "q12": rnn_mixed.q12,
     "gated": _gated,

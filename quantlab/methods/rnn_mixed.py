@@ -86,6 +86,18 @@ def q7() -> base.Quantizer:
 
 
 @base.interned
+def q4() -> base.Quantizer:
+  """Signed bytes of 4 fraction bits, -8 to 8: an LSTM's cell state.
+
+  The tanh that reads a cell is within 1e-6 of its end there, as the sigmoid of
+  a pre-activation nearly is. That a cell saturates at 8 is ours: the authors
+  calibrate its range. A cell may count frames, up to hundreds, and in such a
+  range 8 bits see nothing else.
+  """
+  return _fixed_point(8, 4)
+
+
+@base.interned
 def q12() -> base.Quantizer:
   """16 bits of which 12 are of the fraction, -8 to 8: pre-activations.
 
@@ -128,7 +140,7 @@ def mixed(
   cell: str,
   *,
   inputs: base.Observer | None = None,
-  cells: base.Observer | None = None,
+  cells: base.Quantizer | None = None,
   weights: base.Quantizer | None = None,
 ) -> Plans:
   """Recurrent layers in INT8, all else in float16.
@@ -138,9 +150,8 @@ def mixed(
     inputs: the range of what the first recurrent layer reads, as
       `rnn_activation` takes it. The authors take `deviations(3)` for an LSTM
       and the default for a GRU.
-    cells: the range of an LSTM's cell state, by default `extremes`, as the
-      authors have it. A cell may count frames, up to hundreds: 8 bits then see
-      nothing else, and `deviations(3)` does better.
+    cells: an LSTM's cell state, by default `rnn_activation()`, as the authors
+      have it. Where cells count frames `q4()` does better.
     weights: of the recurrent layers' kernels, in place of 8 bits.
 
   Returns:
@@ -171,7 +182,7 @@ def mixed(
   )
 
 
-def uniform(cell: str, *, cells: base.Observer | None = None) -> Plans:
+def uniform(cell: str, *, cells: base.Quantizer | None = None) -> Plans:
   """Everything in INT8 but the network's input: the paper's baseline.
 
   Dense layers have a scale for each output, and asymmetric activations.
@@ -209,14 +220,15 @@ def fp16() -> Plans:
 
 
 def _recurrent(
-  cell: str, inputs: base.Observer | None, cells: base.Observer | None
+  cell: str, inputs: base.Observer | None, cells: base.Quantizer | None
 ) -> list[Any]:
   """The rules of the sites of recurrent layers."""
   lstm = _gates(cell) == CELLS["lstm"]
+  cells = rnn_activation() if cells is None else cells
   return [
     ("^rnn_0/in$", rnn_activation(inputs)),
     ("^rnn_./in$|hidden/out$", rnn_activation() if lstm else q7()),
-    *([("cell/out$", rnn_activation(cells))] if lstm else []),
+    *([("cell/out$", cells)] if lstm else []),
     ("(gates|candidate)/out$", q12()),
     ("^rnn_", compose.keep()),
   ]

@@ -33,7 +33,9 @@ def test_dense_layers_do_the_damage_not_the_recurrent(name, tmp_path):
   config["model"]["path"] = str(tmp_path / "train/float/params")
   config["data"]["calibration"] = str(_RECORDINGS / "calibration")
   config["sweep"] = {
-    **{"fp16": {}, "dense": {}, "uniform": {"acts": ["all_max"]}},
+    "fp16": {},
+    "dense": {},
+    "uniform": {"acts": ["all_max"]},
     "mixed": {"acts": ["max", "std3"]},
   }
   del config["budget"]

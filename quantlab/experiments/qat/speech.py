@@ -13,7 +13,7 @@ import numpy as np
 from quantlab.data import sound, speech
 from quantlab.experiments import train
 from quantlab.experiments.qat import tasks
-from quantlab.models import denoiser, stft
+from quantlab.models import denoiser, recurrent, stft
 
 Array = jax.Array
 
@@ -68,7 +68,15 @@ def denoise(
     data: speech with and without noise.
     cell: "lstm" or "gru".
     features: units of each recurrent layer.
+
+  Raises:
+    ValueError: there is no such cell, or no unit; or as of `speech.pairs`.
   """
+  if cell not in recurrent.LAYERS or features < 1:
+    raise ValueError(
+      f"a denoiser has cells of {', '.join(recurrent.LAYERS)} and at least one "
+      f"unit, got {cell=} and {features=}"
+    )
   trained, tested = data.pairs(data.train), data.pairs(data.split, data.limit)
   samples = round(data.seconds * sound.RATE)
 

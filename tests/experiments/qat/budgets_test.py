@@ -132,7 +132,9 @@ def test_a_training_that_never_kept_it_is_pushed(tmp_path):
   assert row["least"] <= row["cost"] <= row["budget"]
 
 
-@pytest.mark.parametrize("of", ["bits", "bytes"])
+@pytest.mark.parametrize(
+  "of", ["bits", pytest.param("bytes", marks=pytest.mark.study)]
+)
 def test_stored_bits_of_any_quantizer(tmp_path, of):
   # One gate, of most of the weights.
   rules = {"weights": [["hidden_0/kernel", "weights"]]}
@@ -159,6 +161,7 @@ def test_stored_bits_of_any_quantizer(tmp_path, of):
   assert row["least"] <= row["cost"] <= most
 
 
+@pytest.mark.study
 def test_robustness_is_scored_of_the_packed_model(tmp_path):
   config = {
     **CONFIG,

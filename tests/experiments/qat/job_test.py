@@ -224,6 +224,7 @@ def test_deployed_logits_are_the_fake_quantized_ones(done):
   np.testing.assert_array_equal(*logits)
 
 
+@pytest.mark.study
 def test_one_device_and_eight(tmp_path, monkeypatch):
   few = {**CONFIG, "float": {**CONFIG["float"], "steps": 3, "batch_size": 16}}
   hindsight = CONFIG["variants"]["hindsight"]["quantizers"]
@@ -306,6 +307,7 @@ def test_a_site_that_no_rule_fits_is_named(tmp_path):
     qat.run(wrong, tmp_path / "run")
 
 
+@pytest.mark.study
 def test_a_language_model(tmp_path, monkeypatch):
   small = functools.partial(
     causal.CausalConfig, hidden_size=32, num_hidden_layers=1, head_dim=8

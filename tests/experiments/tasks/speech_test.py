@@ -219,9 +219,11 @@ def test_configs_place_what_the_method_does():
     by_name = {variant.name: variant for variant in job.variants}
     std3 = ql.deviations(3.0)
     expected = {
-      "mixed-8bit-max": rnn_mixed.mixed(cell, cells=std3),
-      "mixed-8bit-std3": rnn_mixed.mixed(cell, inputs=std3, cells=std3),
-      "uniform-8bit-all_max": rnn_mixed.uniform(cell, cells=std3),
+      "mixed-8bit-max": rnn_mixed.mixed(cell, cells=rnn_mixed.q4()),
+      "mixed-8bit-std3": rnn_mixed.mixed(
+        cell, inputs=std3, cells=rnn_mixed.q4()
+      ),
+      "uniform-8bit-all_max": rnn_mixed.uniform(cell, cells=rnn_mixed.q4()),
       "fp16": rnn_mixed.fp16(),
     }
     if cell == "lstm":
