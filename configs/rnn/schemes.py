@@ -32,10 +32,11 @@ def _acts(cell, inputs, *, cells=None, gates="q12", rest=()):
   """Recurrent layers in 8 bits, what else is not said in float16."""
   byte = {"method": "rnn_activation", "bits": 8}
   observed = {name: {**byte, "observer": _RANGES[name]} for name in _RANGES}
+  kept = "q4" if cells is None else observed[cells]
   rules = [
     ["^rnn_0/in$", observed[inputs]],
     ["^rnn_./in$|hidden/out$", byte if cell == "lstm" else "q7"],
-    *([["cell/out$", observed.get(cells, "q4")]] if cell == "lstm" else []),
+    *([["cell/out$", kept]] if cell == "lstm" else []),
     ["(gates|candidate)/out$", gates],
     ["^rnn_", "keep"],
     *rest,
