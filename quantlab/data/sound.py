@@ -70,8 +70,8 @@ def read(
   if found != rate:
     if not resample:
       raise ValueError(
-        f"{name}: has {found} samples per second, not {rate}; resample it, or "
-        "read it with resample=True"
+        f"{name}: has {found} samples per second, not {rate}; ask for it to "
+        "be resampled (resample=True, --resample)"
       )
     x = resampled(x, found, rate)
   return x.astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from quantlab.experiments import configs, progress, workdir
+from quantlab.experiments import configs, flag, progress, workdir
 
 # New entries are accepted: the job checks every name, and lists what is known.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,7 +18,6 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=False,
   accept_new_attributes=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder for all results.")
 
 
 def go(
@@ -43,9 +42,9 @@ def go(
       config = configs.plain(_CONFIG.value)
     if instead(config):
       return
-    if not _WORKDIR.value:
+    if not flag.WORKDIR.value:
       raise configs.InputError("--workdir is missing")
-    folder = workdir.Workdir(_WORKDIR.value)
+    folder = workdir.Workdir(flag.WORKDIR.value)
     with progress.log_to(folder.root / log):
       run(config, folder.root)
   except (configs.InputError, FloatingPointError) as error:

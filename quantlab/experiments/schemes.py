@@ -38,9 +38,9 @@ def restore(folder: str | pathlib.Path) -> Scheme:
   """Reads a variant's folder, or that of a float model.
 
   Args:
-    folder: such as `runs/schemes-gru128/mixed-max`, of a finished variant of
-      the ptq job; or one that holds `params` alone, such as
-      `runs/denoiser-gru128/float`.
+    folder: of a finished variant of the ptq job, such as
+      `runs/schemes-gru128/mixed-8bit-max`; or one that holds `params` alone,
+      such as `runs/denoiser-gru128/float`.
 
   Raises:
     InputError: what is there is no model, or is damaged.

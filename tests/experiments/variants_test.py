@@ -103,6 +103,37 @@ def test_sensitivity_and_acts_of_a_variant():
   assert [rule.sensitive for rule in found[0].rules] == [False, False, True]
 
 
+def test_a_method_says_which_rules_and_acts_it_goes_with():
+  rules = {
+    "all": [["", "weights"]],
+    "up": [["up", "weights"], ["", "keep"]],
+  }
+  methods = {
+    "one": {"method": "rtn", "rules": "all", "acts": "int8"},
+    "two": {"method": "rtn", "rules": "up"},
+  }
+  acts = {"int8": {"rules": [["in$", ["rtn", 8]], ["", "keep"]], "batches": 1}}
+  config = {
+    "rules": rules,
+    "methods": methods,
+    "acts": acts,
+    "sweep": {"one": {}, "two": {}},
+    "weights": {"method": None, "bits": 4},
+  }
+  one, two = variants.variants(config)
+  assert [rule.pattern for rule in one.rules] == [""]
+  assert [rule.swept for rule in two.rules] == [True, False]
+  assert (one.acts, two.acts) == ("int8", "")
+  methods["two"]["rules"] = "upp"
+  with pytest.raises(
+    configs.InputError, match=r"methods\.two\.rules: .*did you mean 'up'"
+  ):
+    variants.variants(config)
+  del methods["two"]["rules"]
+  with pytest.raises(configs.InputError, match="rules has no None"):
+    variants.variants(config)
+
+
 def test_rules_place_the_quantizers():
   variant = variants.variants(CONFIG)[3]
   placed, unused = variant.place(["up/bias", "up/kernel", "down/kernel"])

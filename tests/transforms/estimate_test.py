@@ -245,3 +245,12 @@ def test_on_every_tensor_and_granularity(name, granularity, tensor):
   error, x = np.asarray(out.dequantize()) - x, np.asarray(x)
   sqnr = 10 * np.log10(np.mean(x**2) / np.mean(error**2))
   assert sqnr > 12
+
+
+def test_a_fixed_range_sees_nothing_of_the_rows():
+  rows = draws.normal((3, 4))
+  range_ = estimate.fixed(-1, 0.5)(rows, jnp.ones((3, 4), bool), ql.INT4)
+  assert range_.lo.tolist() == [-1] * 3
+  assert range_.hi.tolist() == [0.5] * 3
+  with pytest.raises(ValueError, match="needs lo < hi, got lo=2 and hi=2"):
+    estimate.fixed(2, 2)

@@ -174,6 +174,26 @@ def test_ema_refuses(decay):
     observe.ema(decay=decay)
 
 
+@pytest.mark.parametrize("k", [0, -1.0, float("nan")])
+def test_deviations_refuse(k):
+  with pytest.raises(ValueError, match="deviations takes a positive k"):
+    observe.deviations(k)
+
+
+def test_deviations_are_not_those_of_all_elements_together():
+  observer = observe.deviations(3)
+  stats = observer.init(2, jnp.float32)
+  weight = jnp.ones((2, 2), bool)
+  for low, high in ((-1.0, 1.0), (-1.0, 5.0), (jnp.nan, 9.0)):
+    rows = jnp.array([[low, high], [0.0, high]])
+    stats = observer.update(stats, rows, weight, ql.INT8)
+  range_ = observer.range(stats, ql.INT8)
+  assert stats.count.tolist() == [2, 2]  # what is not finite does not count
+  # Together: mean 1, deviation the root of 6.
+  assert (range_.lo[0], range_.hi[0]) == (-5, 7)
+  assert (range_.lo[1], range_.hi[1]) == (1.5 - 4.5, 1.5 + 4.5)
+
+
 def test_histogram_refuses():
   with pytest.raises(ValueError, match="at least one bin"):
     observe.histogram(bins=0)
