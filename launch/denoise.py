@@ -10,7 +10,8 @@ import sys
 
 from absl import app, flags, logging
 
-from quantlab.experiments import configs, denoise, flag
+from quantlab.experiments import configs, flag
+from quantlab.experiments.speech import denoise
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "Folder of a float model or of a variant."

@@ -10,4 +10,7 @@ images:          pictures and the class of each.
 classification:  texts and the class of each.
 language:        running text, and windows of it.
 choices:         questions with several answers.
+speech:          utterances with and without noise.
+  sound:           files of sound.
+  synthetic_speech:  speech and noise made by rule.
 """

@@ -4,6 +4,9 @@ ptq:          makes the variants of a sweep, leaf by leaf, and judges them.
 tasks:        what models are judged on: retrieval, images, ...
 variants:     the rows of a sweep, from a config.
 calibration:  sensitivities, and ranges of activations.
+chooser:      which layer is quantized how, for so many bytes.
+schemes:      what a run left, ready to run.
+speech:       recordings that are enhanced, in streams and in integers.
 leafwise:     quantizes a tree, each finished leaf on disk.
 evaluate:     measures of a quantized model beside its float original.
 train:        trains a classifier.

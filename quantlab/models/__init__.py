@@ -14,6 +14,9 @@ through its parameters and flax's interceptors.
     causal_checkpoint:  published files to a language model.
   repvgg:             image classifiers whose branches fuse into convolutions.
     repvgg_weights:     published ones.
+  denoiser:           masks for noisy speech, by recurrent layers.
+    recurrent:          LSTM and GRU layers in which every value has a name.
+    stft:               spectra of whole signals and of streams.
   tokens:             texts to token arrays of few shapes.
   weights:            published files to a tree of parameters.
     torch_file:         those that torch wrote, without torch.

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantlab.data import sound, speech
-from quantlab.experiments import progress, speech_scores, workdir
+from quantlab.experiments import progress, workdir
 from quantlab.experiments.qat import speech as training
+from quantlab.experiments.speech import scores as speech_scores
 from quantlab.experiments.tasks import base
 from quantlab.models import denoiser, stft
 
@@ -60,7 +61,7 @@ class Data:
     calibration: a folder of noisy sound files to calibrate on instead of
       `train`.
     batch_size: utterances that the model reads at once.
-    scores: of the enhanced speech, names of `speech_scores.SCORES`.
+    scores: of the enhanced speech, names of `experiments.speech.scores.SCORES`.
   """
 
   source: str = "synthetic"
@@ -155,7 +156,7 @@ def compare(
   """Scores masks, and the speech that they make of noisy speech.
 
   Args:
-    scores: names of `speech_scores.SCORES`.
+    scores: names of `experiments.speech.scores.SCORES`.
     spectra: of each noisy utterance, `[T, F]` complex.
     clean: the samples of each clean one.
     found: `[R, T, F]` masks, of the longest T.

@@ -8,7 +8,8 @@ import pytest
 import quantlab as ql
 from quantlab import checkpoint
 from quantlab.data import sound, synthetic_speech
-from quantlab.experiments import configs, denoise, integers, ptq, schemes
+from quantlab.experiments import configs, ptq, schemes
+from quantlab.experiments.speech import denoise, integers
 from quantlab.methods import rnn_mixed
 from quantlab.models import denoiser, stft
 from quantlab.transforms import plan

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from quantlab.data import speech, synthetic_speech
-from quantlab.experiments import speech_scores
+from quantlab.experiments.speech import scores as speech_scores
 
-_RECORDINGS = pathlib.Path(__file__).parents[2].parent / "shared/data/valentini"
+_RECORDINGS = pathlib.Path(__file__).parents[3].parent / "shared/data/valentini"
 
 # Noisy beside clean, measured with pesq 0.0.4 and pystoi 0.4.1.
 _GOLDEN = {

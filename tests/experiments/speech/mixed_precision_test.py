@@ -7,7 +7,7 @@ import pytest
 
 from quantlab.experiments import configs, ptq, qat
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[3]
 _RECORDINGS = _ROOT.parent / "shared/data/valentini"
 
 

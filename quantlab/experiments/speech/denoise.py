@@ -15,13 +15,8 @@ import numpy as np
 
 import quantlab as ql
 from quantlab.data import sound
-from quantlab.experiments import (
-  configs,
-  evaluate,
-  integers,
-  schemes,
-  spectrograms,
-)
+from quantlab.experiments import configs, evaluate, schemes
+from quantlab.experiments.speech import integers, spectrograms
 from quantlab.models import denoiser, stft
 
 Array = jax.Array

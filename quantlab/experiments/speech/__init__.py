@@ -1,0 +1,1 @@
+"""Speech that is enhanced: files, scores, pictures, and integer arithmetic."""
