@@ -5,6 +5,10 @@
 
 Speech is synthetic unless `--config.data.source` names a folder with `clean`
 and `noisy` in it, or a table such as JacobLinCool/VoiceBank-DEMAND-16k.
+
+On two cores, beside other work, 128 units take 3 minutes and 256 take 5. The
+last test_loss: 0.0085 on synthetic speech (128 units), 0.0028 and 0.0025 on the
+five recordings of docs/denoising.md, which are trained on too.
 """
 
 import ml_collections
