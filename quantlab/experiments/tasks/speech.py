@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantlab.data import sound, speech
-from quantlab.experiments import progress, workdir
+from quantlab.experiments import configs, progress, schemes
 from quantlab.experiments.qat import speech as training
 from quantlab.experiments.speech import scores as speech_scores
 from quantlab.experiments.tasks import base
@@ -31,20 +31,20 @@ class Model:
   """The section `model`.
 
   Attributes:
-    path: a checkpoint's folder, such as `runs/denoiser-gru128/float/params`.
+    path: the folder of a float model, such as `runs/denoiser-gru128/float`.
   """
 
   path: str
 
   def restore(self) -> Any:
     """Its parameters."""
-    path = pathlib.Path(self.path).expanduser()
-    if not path.is_dir():
-      raise ValueError(
-        f"{path}: no such checkpoint; launch.qat makes one with "
-        "configs/rnn/denoiser_gru.py or denoiser_lstm.py"
-      )
-    return workdir.restore(path)["params"]
+    try:
+      return schemes.restore(self.path).params
+    except configs.InputError as error:
+      raise configs.InputError(
+        f"{error}; launch.qat makes one with configs/rnn/denoiser_gru.py or "
+        "denoiser_lstm.py"
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True)

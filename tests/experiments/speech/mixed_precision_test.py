@@ -30,7 +30,7 @@ def test_dense_layers_do_the_damage_not_the_recurrent(name, tmp_path):
   training["model"]["features"] = 128
   qat.run(training, tmp_path / "train")
   config = _config("schemes", name)
-  config["model"]["path"] = str(tmp_path / "train/float/params")
+  config["model"]["path"] = str(tmp_path / "train/float")
   config["data"]["calibration"] = str(_RECORDINGS / "calibration")
   config["sweep"] = {
     "fp16": {},

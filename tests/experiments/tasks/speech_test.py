@@ -30,7 +30,7 @@ _UNITS = 6
 def _config(folder, **changes):
   return {
     "task": "speech",
-    "model": {"path": str(folder / "float/params")},
+    "model": {"path": str(folder / "float")},
     "data": {"source": str(folder / "speech"), "batch_size": 2},
     "rules": {
       "all": [[".*", "weights"]],
@@ -115,7 +115,7 @@ def test_a_budget_takes_each_layer_from_a_variant(results, folder):
 
 
 def test_a_finished_run_is_not_done_again(results, folder, monkeypatch):
-  monkeypatch.setattr(schemes, "restore", None)
+  monkeypatch.setattr(schemes, "join", None)
   again = ptq.run(_config(folder), folder / "schemes")
   assert again["budget-280000"] == results["budget-280000"]
 
