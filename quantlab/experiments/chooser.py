@@ -95,17 +95,18 @@ def check(found: Budget, paths: list[str]) -> None:
   """Refuses layers that leave out a parameter, or share one.
 
   Raises:
-    InputError: it names the parameter.
+    InputError: it names the parameter, or what is no pattern.
   """
-  every = {
-    layer: plan.match([(pattern, None), ("", None)], paths)[0]
-    for layer, pattern in found.layers.items()
-  }
+  with configs.explained(), plan.naming("config.budget.layers"):
+    every = {
+      layer: schemes.inside(pattern, paths)
+      for layer, pattern in found.layers.items()
+    }
   for path in paths:
-    inside = [layer for layer, index in every.items() if index[path] == 0]
-    if len(inside) != 1:
+    holding = [layer for layer, own in every.items() if path in own]
+    if len(holding) != 1:
       raise configs.InputError(
-        f"config.budget.layers: {path} is in {inside or 'none'} of "
+        f"config.budget.layers: {path} is in {holding or 'none'} of "
         f"{[*found.layers]}, and has to be in one"
       )
 
@@ -174,12 +175,8 @@ def choose(
 
 def _bytes(params: Any, pattern: str) -> int:
   leaves = plan.leaves(params)
-  inside = plan.match([(pattern, None), ("", None)], leaves)[0]
-  return sum(
-    qtensor.nbits(leaf) // 8
-    for path, leaf in leaves.items()
-    if inside[path] == 0
-  )
+  inside = schemes.inside(pattern, leaves)
+  return sum(qtensor.nbits(leaves[path]) // 8 for path in inside)
 
 
 def _row(
@@ -201,10 +198,8 @@ def _row(
   scores = error(scheme._replace(params=evaluate.decode(packed)))
   layers = []
   for layer, choice in chosen.items():
-    rows = folder.result(choice)["layers"]
-    paths = [row["path"] for row in rows]
-    inside = plan.match([(found.layers[layer], None), ("", None)], paths)[0]
-    layers += [row for row in rows if inside[row["path"]] == 0]
+    rows = {row["path"]: row for row in folder.result(choice)["layers"]}
+    layers += [rows[path] for path in schemes.inside(found.layers[layer], rows)]
   row = {
     "method": "budget",
     "bits": None,

@@ -4,7 +4,7 @@ A scheme is what a variant of the ptq job amounts to: packed parameters, and a
 plan of the activations with its state. Layers of several make another one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -109,16 +109,16 @@ def join(
   leaves, taken = plan.leaves(params), {}
   rules, learned, stats = [], {}, {}
   for layer, scheme in chosen.items():
-    inside = re.compile(layers[layer]).search
     own = plan.leaves(scheme.params)
-    taken |= {path: own[path] for path in leaves if inside(path)}
+    taken |= {path: own[path] for path in inside(layers[layer], leaves)}
     if scheme.acts is None:
       continue
     state = scheme.state or ql.State({}, {})
-    for site, quantizer in scheme.acts.assign(dict.fromkeys(sites, 0)).items():
-      if inside(site) and quantizer is not compose.keep():
-        rules.append((f"^{re.escape(site)}$", quantizer))
-      if inside(site) and site in state.stats:
+    placed = scheme.acts.assign(dict.fromkeys(sites, 0))
+    for site in inside(layers[layer], placed):
+      if placed[site] is not compose.keep():
+        rules.append((f"^{re.escape(site)}$", placed[site]))
+      if site in state.stats:
         learned[site] = state.learned[site]
         stats[site] = state.stats[site]
   tree = jax.tree.unflatten(
@@ -129,3 +129,17 @@ def join(
     return Scheme(tree)
   acts = plan.by_path([*rules, (".*", compose.keep())])
   return Scheme(tree, acts, ql.State(learned, stats))
+
+
+def inside(pattern: str, paths: Iterable[str]) -> list[str]:
+  """The paths that a layer's pattern finds, as rules of a plan find them.
+
+  Raises:
+    ValueError: it is no pattern.
+
+  Example:
+    >>> inside("^rnn_0/", ["rnn_0/kernel", "dense_0/kernel"])
+    ['rnn_0/kernel']
+  """
+  chosen, _ = plan.match([(pattern, None), ("", None)], paths)
+  return [path for path, index in chosen.items() if index == 0]

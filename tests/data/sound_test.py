@@ -68,7 +68,8 @@ def test_what_is_no_sound_is_named(tmp_path):
   for name, content, problem in (
     ("text.wav", b"not a sound", "not read as sound"),
     ("empty.wav", b"", "not read as sound"),
-    ("head.wav", whole[:40], "not read as sound|no samples"),
+    ("head.wav", whole[:40], "is cut off: 40 of 244 bytes"),
+    ("cut.wav", whole[:-20], "is cut off: 224 of 244 bytes"),
   ):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: ({problem})"):

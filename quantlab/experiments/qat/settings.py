@@ -85,6 +85,8 @@ class Steps:
         raise ValueError(
           f"{name}={getattr(self, name)} must be at least {least}"
         )
+    if self.max_norm is not None and not self.max_norm > 0:
+      raise ValueError(f"max_norm={self.max_norm} must be above 0")
     for name, known in (
       ("optimizer", ("sgd", "adamw")),
       ("range_optimizer", ("adam", "sgd")),

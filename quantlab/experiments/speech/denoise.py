@@ -4,7 +4,6 @@ Shape letters: S samples, T frames, F bins.
 """
 
 from collections.abc import Callable
-import logging
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -20,8 +19,6 @@ from quantlab.experiments.speech import integers, spectrograms
 from quantlab.models import denoiser, stft
 
 Array = jax.Array
-
-_LOG = logging.getLogger(__name__)
 
 
 class State(NamedTuple):

@@ -272,6 +272,7 @@ WRONG = {
     {"train": {"optimizer": "adma"}},
     r"train: optimizer='adma' is none of sgd, adamw",
   ),
+  "norm": ({"float": {"max_norm": 0.0}}, "max_norm=0.0 must be above 0"),
   "variants": ({"variants": ["a"]}, r"config\.variants: expected a dict"),
   "rule": (
     {"weights": ["kernel"]},

@@ -127,6 +127,7 @@ def test_a_finished_run_is_not_done_again(results, folder, monkeypatch):
     ({"choices": ["fp8"]}, r"budget\.choices: there is no 'fp8'"),
     ({"metric": "si_sdr"}, r"budget\.metric: there is no 'si_sdr'"),
     ({"layers": {"rnn": "^rnn"}}, r"layers: dense_0/bias is in none of"),
+    ({"layers": {"rnn": "(rnn"}}, r"budget\.layers: '\(rnn' is not a pattern"),
     ({"bites": 3}, r"budget\.bites: .* no such argument"),
   ],
   ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
