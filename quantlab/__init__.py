@@ -66,6 +66,7 @@ from quantlab.core.qtensor import (
   lift,
   nbits,
 )
+from quantlab.kernels.form import prepare
 from quantlab.methods import rnn_mixed
 from quantlab.methods.cfws import cfws
 from quantlab.methods.cgmq import cgmq, guided

@@ -80,7 +80,7 @@ def pack(codes: Array, bits: int, axis: int = -1) -> Array:
     return jnp.zeros(out_shape, jnp.uint32)
   block = block_size(length)
   width = _words(block, bits)
-  fields, spare, unit, m, extra = _geometry(width, bits)
+  fields, spare, unit, m, extra = geometry(width, bits)
   x = codes.reshape(-1, block, after).astype(jnp.uint32)
   capacity = 2 * (width * fields + m * extra)
   x = jnp.pad(x, ((0, 0), (0, capacity - block), (0, 0)))
@@ -120,7 +120,7 @@ def unpack(words: Array, bits: int, length: int, axis: int = -1) -> Array:
     return jnp.zeros(out_shape, dtype)
   block = block_size(length)
   width = _words(block, bits)
-  fields, spare, unit, m, extra = _geometry(width, bits)
+  fields, spare, unit, m, extra = geometry(width, bits)
   w = words.reshape(-1, width, after)
   pairs = [(w >> (bits * t)) & _both(bits) for t in range(fields)]
   if extra:
@@ -138,13 +138,14 @@ def _words(block: int, bits: int) -> int:
   """The fewest words whose fields and spare streams hold a block."""
   width = -(-block * bits // 32)
   while True:
-    fields, _, _, m, extra = _geometry(width, bits)
+    fields, _, _, m, extra = geometry(width, bits)
     if 2 * (width * fields + m * extra) >= block:
       return width
     width += 1
 
 
-def _geometry(width: int, bits: int) -> tuple[int, int, int, int, int]:
+def geometry(width: int, bits: int) -> tuple[int, int, int, int, int]:
+  """f, s, u, m and e of a block of W words, as in the module's docstring."""
   fields = 16 // bits
   spare = 16 - fields * bits
   unit = bits // math.gcd(bits, 16)

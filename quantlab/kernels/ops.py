@@ -2,19 +2,24 @@
 
 One entry per product. A weight is an array or anything with `dequantize()`:
 `QTensor`, `Sum`. Each function matches the `jax.lax` or `jax.numpy` one it is
-named after. The path here is XLA's: decode the weight, then multiply; compilers
-fuse the decoding where they can.
+named after.
+
+A matrix product with packed codes runs in a kernel of `quantlab.kernels`, which
+decodes them on the way. What has no kernel takes XLA's path: the weight is
+decoded, then multiplied. One line of the log (level INFO) per shape says which.
 
 Shape letters: M rows of activations, K contraction, N output.
 """
 
 from collections.abc import Sequence
-from typing import Any
+import string
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from quantlab.core import grids, qtensor, stored
+from quantlab.kernels import products
 
 Array = jax.Array
 
@@ -67,6 +72,10 @@ def dot_general(
   Returns:
     The product.
   """
+  if qtensor.is_quantized(w):
+    y = products.packed(x, w, dimension_numbers, dtype, preferred_element_type)
+    if y is not None:
+      return y
   return jax.lax.dot_general(
     *_promote(x, w, dtype),
     dimension_numbers,
@@ -121,6 +130,9 @@ def conv(
       (lo - start[i] * d, hi - (w.shape[i] - start[i] - kernel.shape[i]) * d)
       for (lo, hi), i, d in zip(padding, space, dilation, strict=True)
     ]
+    y = _pointwise(x, kernel, window_strides, ends, numbers, dtype, kwargs)
+    if y is not None:
+      return y
     return jax.lax.conv_general_dilated(
       *_promote(x, kernel, dtype),
       window_strides,
@@ -139,6 +151,41 @@ def conv(
   return sum(rest, total)
 
 
+def _pointwise(x, w, strides, ends, numbers, dtype, options) -> Array | None:
+  """A 1x1 convolution as a product of matrices, if it is one with a kernel."""
+  inputs, kernel, outputs = numbers
+  size = [w.shape[i] for i in kernel[2:]]
+  plain = {key for key, value in options.items() if value is not None}
+  if (
+    not qtensor.is_quantized(w)
+    or any(n != 1 for n in size)
+    or any(end != (0, 0) for end in ends)
+    or plain - {"precision"}
+  ):
+    return None
+  every = [slice(None)] * x.ndim
+  for axis, stride in zip(inputs[2:], strides, strict=True):
+    every[axis] = slice(None, None, stride)
+  x = x[tuple(every)].reshape(*x[tuple(every)].shape, *size)
+  ones = range(x.ndim - len(size), x.ndim)
+  inner = ((inputs[1], *ones), (kernel[1], *kernel[2:]))
+  y = products.packed(x, w, (inner, ((), ())), dtype)
+  if y is None:
+    return None
+  # What is left of x in its order, then the channels.
+  order = [axis for axis in sorted(inputs) if axis != inputs[1]]
+  places = {
+    outputs[0]: inputs[0],
+    **dict(zip(outputs[2:], inputs[2:], strict=True)),
+  }
+  return y.transpose(
+    [
+      y.ndim - 1 if axis == outputs[1] else order.index(places[axis])
+      for axis in range(y.ndim)
+    ]
+  )
+
+
 def _windows(w: Any, space: Sequence[int]) -> tuple[Any, list[qtensor.Window]]:
   """What is stored of a whole kernel, if anything, and of windows in space."""
 
@@ -150,7 +197,7 @@ def _windows(w: Any, space: Sequence[int]) -> tuple[Any, list[qtensor.Window]]:
       )
     )
 
-  parts = _terms(w)
+  parts = products.terms(w)
   windows = [part for part in parts if windowed(part)]
   whole = tuple(part for part in parts if not windowed(part))
   if not windows:
@@ -158,18 +205,47 @@ def _windows(w: Any, space: Sequence[int]) -> tuple[Any, list[qtensor.Window]]:
   return qtensor.Sum(whole) if whole else None, windows
 
 
-def _terms(w: Any) -> list[Any]:
-  """What adds up to a tensor, sums within sums resolved."""
-  if not isinstance(w, qtensor.Sum):
-    return [w]
-  return [term for part in w.parts for term in _terms(part)]
-
-
 def einsum(
   equation: str, x: Array, w: Any, *, dtype: Any = None, **kwargs: Any
 ) -> Array:
   """`jax.numpy.einsum` of an activation and a weight in any stored form."""
+  found = _contraction(equation, x.ndim) if qtensor.is_quantized(w) else None
+  if found is not None:
+    y = products.packed(x, w, (found.inner, ((), ())), dtype)
+    if y is not None:
+      return y.transpose(found.order)
   return jnp.einsum(equation, *_promote(x, w, dtype), **kwargs)
+
+
+class _Contraction(NamedTuple):
+  """An equation as a product of matrices.
+
+  Attributes:
+    inner: the contracted axes of x, and of w.
+    order: how to transpose the other axes of x, then of w, into the result.
+  """
+
+  inner: tuple[tuple[int, ...], tuple[int, ...]]
+  order: tuple[int, ...]
+
+
+def _contraction(equation: str, rank: int) -> _Contraction | None:
+  """Reads an equation such as `"...k,kn->...n"`; None if it is another kind."""
+  left, arrow, out = equation.replace(" ", "").partition("->")
+  if not arrow or left.count(",") != 1:
+    return None
+  x, w = left.split(",")
+  if "..." in x and "..." not in w:
+    free = [c for c in string.ascii_letters if c not in equation]
+    rest = "".join(free[: rank - len(x) + 3])
+    x, out = x.replace("...", rest), out.replace("...", rest)
+  shared = [c for c in x if c in w]
+  outer = [c for c in x + w if c not in shared]
+  letters = len(set(x)) == len(x) == rank and len(set(w)) == len(w)
+  if not letters or sorted(outer) != sorted(out) or "." in w:
+    return None
+  inner = tuple(tuple(s.index(c) for c in shared) for s in (x, w))
+  return _Contraction((inner[0], inner[1]), tuple(map(outer.index, out)))
 
 
 def take(w: Any, index: Array) -> Array:

@@ -1,4 +1,5 @@
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.kernels import ops
+from quantlab.kernels import ops, products
 from tests import draws
+from tests.kernels import forms
 
 W = draws.normal((64, 24))
 X = draws.normal((2, 3, 64), 1)
@@ -232,3 +234,88 @@ def test_conv_has_gradients():
   q = _kernel("window")
   dense = loss(jax.lax.conv_general_dilated, q.dequantize())
   np.testing.assert_allclose(loss(ops.conv, q), dense, rtol=1e-4, atol=1e-3)
+
+
+BIG = draws.normal((256, 24), 11)
+ROW = draws.normal((1, 256), 12)
+KERNELS = {
+  "affine": ql.rtn(3),
+  "blocks": ql.rtn(4, granularity=ql.per_block(0, 64)),
+  "icquant": ql.icquant(ql.rtn(2)),
+  "exact": ql.easyquant(4, sigmas=2.0, steps=3),
+  "parts": ql.splitquant(ql.icquant(ql.rtn(2)), k=2),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_take_every_packed_form(name, caplog):
+  q = ql.prepare(ql.quantize(KERNELS[name], BIG))
+  products._log.cache_clear()
+  with caplog.at_level(logging.INFO, logger="quantlab.kernels"):
+    out = ops.dot(ROW, q)
+  assert forms.error(out, ROW, q) < 1e-5
+  packed = [line for line in caplog.messages if "packed" in line]
+  assert packed, caplog.messages
+  ops.dot(ROW, q)
+  assert [line for line in caplog.messages if "packed" in line] == packed
+
+
+def test_the_log_says_why_a_weight_was_decoded(caplog):
+  products._log.cache_clear()
+  with caplog.at_level(logging.INFO, logger="quantlab.kernels"):
+    ops.dot(ROW, ql.quantize(ql.rquant(4), BIG))
+  assert caplog.messages == [
+    "(1, 256) @ (256, 24): XLA (no kernel for codes on Bounded)"
+  ]
+
+
+@pytest.mark.parametrize(
+  ("dtype", "most"),
+  [(jnp.bfloat16, 5e-3), (jnp.float16, 5e-4), (jnp.float32, 1e-6)],
+)
+def test_types_of_a_kernels_product(dtype, most):
+  x = ROW.astype(dtype)
+  q = ql.quantize(ql.rtn(4), BIG.astype(dtype))
+  out = ops.dot(x, q)
+  assert out.dtype == dtype
+  assert forms.error(out, x, q) < most
+  numbers = (((1,), (0,)), ((), ()))
+  wide = ops.dot_general(x, q, numbers, preferred_element_type=jnp.float32)
+  assert wide.dtype == jnp.float32
+  np.testing.assert_allclose(np.asarray(wide.astype(dtype)), np.asarray(out))
+
+
+@pytest.mark.parametrize(
+  ("equation", "shape", "kernel"),
+  [
+    ("...k,kn->...n", (1, 1, 256), (256, 24)),
+    ("ak,kn->na", (1, 256), (256, 24)),
+    ("bhd,hdm->bm", (1, 8, 32), (8, 32, 24)),
+    ("abk,bkn->abn", (1, 2, 128), (2, 128, 24)),
+  ],
+)
+def test_einsum_of_kernels(equation, shape, kernel):
+  w, x = draws.normal(kernel, 13), draws.normal(shape, 14)
+  q = ql.quantize(ql.rtn(4), w)
+  out = ops.einsum(equation, x, q)
+  expected = jnp.einsum(equation, x, q.dequantize(), precision="highest")
+  assert out.shape == expected.shape
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+@pytest.mark.parametrize(
+  "numbers", [NHWC, ("NCHW", "OIHW", "NCHW"), ("CNHW", "HWIO", "NHCW")]
+)
+def test_a_1x1_convolution_is_a_product_of_matrices(strides, numbers, caplog):
+  sizes = dict(zip("NHWC", (1, 2, 1, 256), strict=True))
+  x = draws.normal([sizes[c] for c in numbers[0]], 15)
+  sizes = dict(zip("HWIO", (1, 1, 256, 24), strict=True))
+  w = draws.normal([sizes[c] for c in numbers[1]], 16)
+  outputs = ql.per_channel(numbers[1].index("O"))
+  q = ql.quantize(ql.rtn(4, granularity=outputs), w)
+  products._log.cache_clear()
+  with caplog.at_level(logging.INFO, logger="quantlab.kernels"):
+    _conv(x, q, strides, [(0, 0), (0, 0)], dimension_numbers=numbers)
+  assert "packed" in caplog.text
+  _conv(x, q, strides, [(1, 0), (0, 0)], dimension_numbers=numbers)
