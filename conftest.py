@@ -68,4 +68,4 @@ hypothesis.settings.load_profile("quantlab")
 # The notebooks' sources run as notebooks, not as doctest modules.
 collect_ignore_glob = ["colab/*.py"]
 if importlib.util.find_spec("torch") is None:  # an extra
-  collect_ignore_glob.append("quantlab/experiments/bench_torch.py")
+  collect_ignore_glob.append("quantlab/experiments/bench/steps_torch.py")

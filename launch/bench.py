@@ -2,7 +2,9 @@
 
 python -m launch.bench                  # quantizers of a 4096 x 4096 matrix
 python -m launch.bench --size=1024 --only=rtn,icquant --out=bench.json
-python -m launch.bench --steps=resnet8  # training steps, float and quantized
+python -m launch.bench steps            # training steps, float and quantized
+python -m launch.bench kernels          # products with packed weights
+python -m launch.bench generate         # whole models from packed weights
 """
 
 import json
@@ -10,29 +12,45 @@ import sys
 
 from absl import app, flags, logging
 
-from quantlab.experiments import bench
+from quantlab.experiments import generation
+from quantlab.experiments.bench import kernels, quantizers, steps, timing
 
-_SIZE = flags.DEFINE_integer("size", 4096, "Rows and columns of the matrix.")
-_STEPS = flags.DEFINE_string("steps", None, "Time steps of this network.")
-_BATCH = flags.DEFINE_integer("batch", 128, "Images of a step.")
+_SIZE = flags.DEFINE_integer("size", 4096, "quantizers: of the matrix.")
+_NETWORK = flags.DEFINE_string("network", "resnet8", "steps: the network.")
+_BATCH = flags.DEFINE_integer("batch", 128, "steps: images of one.")
+_SHAPES = flags.DEFINE_list("shapes", ["4096x4096"], "kernels: K x N of each.")
+_ROWS = flags.DEFINE_list("rows", ["1", "16"], "kernels: rows of activations.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.")
 _ONLY = flags.DEFINE_list("only", [], "Names, or starts of names, to run.")
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the results.")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"no flag: {' '.join(argv[1:])}")
-  logging.set_verbosity(logging.WARNING)  # jax's
-  if _STEPS.value:
-    cases = bench.steps(_STEPS.value, batch=_BATCH.value)
+def _run(suite, **options):
+  """The results of a suite, and what shows them."""
+  if suite == "generate":
+    return generation.run(rounds=_ROUNDS.value), generation.show
+  if suite == "kernels":
+    shapes = [kernels.shape(text) for text in _SHAPES.value]
+    rows = [int(m) for m in _ROWS.value]
+    return kernels.run(shapes, rows, **options), kernels.show
+  if suite == "steps":
+    cases = steps.cases(_NETWORK.value, batch=_BATCH.value)
   else:
-    cases = bench.quantizers(_SIZE.value)
+    cases = quantizers.cases(_SIZE.value)
+  return timing.run(cases, **options), timing.show
+
+
+def main(argv: list[str]) -> None:
+  suites = ("quantizers", "steps", "kernels", "generate")
+  suite, *rest = argv[1:] or suites[:1]
+  if rest or suite not in suites:
+    raise app.UsageError(f"{argv[1:]} is none of {', '.join(suites)}")
+  logging.set_verbosity(logging.WARNING)  # jax's
   try:
-    results = bench.run(cases, rounds=_ROUNDS.value, only=_ONLY.value)
+    results, show = _run(suite, rounds=_ROUNDS.value, only=_ONLY.value)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  bench.show(results)
+  show(results)
   if _OUT.value:
     with open(_OUT.value, "w", encoding="utf-8") as file:
       json.dump(results, file, indent=1)

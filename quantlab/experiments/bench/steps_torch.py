@@ -1,4 +1,4 @@
-"""The training steps of `bench.steps` for ResNet-8, by PyTorch.
+"""The training steps of `steps` for ResNet-8, by PyTorch.
 
 Weights and inputs of all layers go through PyTorch's own learnable fake
 quantization, which is compiled in C++: what a step of ours is compared with.
