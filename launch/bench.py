@@ -19,7 +19,7 @@ _SIZE = flags.DEFINE_integer("size", 4096, "quantizers: of the matrix.")
 _NETWORK = flags.DEFINE_string("network", "resnet8", "steps: the network.")
 _BATCH = flags.DEFINE_integer("batch", 128, "steps: images of one.")
 _SHAPES = flags.DEFINE_list("shapes", ["4096x4096"], "kernels: K x N of each.")
-_ROWS = flags.DEFINE_list("rows", ["1", "16"], "kernels: rows of activations.")
+_ROWS = flags.DEFINE_string("rows", "1,16", "kernels: rows of activations.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.")
 _ONLY = flags.DEFINE_list("only", [], "Names, or starts of names, to run.")
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the results.")
@@ -30,8 +30,8 @@ def _run(suite, **options):
   if suite == "generate":
     return generation.run(rounds=_ROUNDS.value), generation.show
   if suite == "kernels":
-    shapes = [kernels.shape(text) for text in _SHAPES.value]
-    rows = [int(m) for m in _ROWS.value]
+    shapes = [kernels.numbers(text, "x") for text in _SHAPES.value]
+    rows = kernels.numbers(_ROWS.value, ",")
     return kernels.run(shapes, rows, **options), kernels.show
   if suite == "steps":
     cases = steps.cases(_NETWORK.value, batch=_BATCH.value)

@@ -60,7 +60,25 @@ FORMATS = {
 }
 
 
-def weight(form: Format, shape: tuple[int, int], key: Array, dtype: Any) -> Any:
+def numbers(text: str, separator: str) -> tuple[int, ...]:
+  """Reads whole numbers.
+
+  Raises:
+    ValueError: the text is something else.
+
+  Example:
+    >>> numbers("4096x14336", "x")
+    (4096, 14336)
+  """
+  parts = text.split(separator)
+  if not all(part.isdecimal() for part in parts):
+    raise ValueError(
+      f"expected numbers with {separator!r} between, got {text!r}"
+    )
+  return tuple(map(int, parts))
+
+
+def weight(form: Format, shape: tuple[int, ...], key: Array, dtype: Any) -> Any:
   """A weight `[K, N]` of random codes, as `ql.prepare` would leave it."""
   keys = iter(jax.random.split(key, 32))
   if form.kind == "parts":
@@ -73,13 +91,13 @@ def weight(form: Format, shape: tuple[int, int], key: Array, dtype: Any) -> Any:
   return ql.QTensor(_packed(form.bits, shape, next(keys)), grid, dtype)
 
 
-def _packed(bits: int, shape: tuple[int, int], key: Array) -> stored.Packed:
+def _packed(bits: int, shape: tuple[int, ...], key: Array) -> stored.Packed:
   length, columns = shape
   words = jax.random.bits(key, (length * bits // 32, columns), jnp.uint32)
   return stored.Packed(words, bits, 0, (-2,), (length,))
 
 
-def _uniform(form: Format, shape: tuple[int, int], keys: Iterator[Array]):
+def _uniform(form: Format, shape: tuple[int, ...], keys: Iterator[Array]):
   cells = shape[0] // (form.cell or shape[0])
   scale, shift = jax.random.uniform(next(keys), (2, cells, shape[1])) + 0.5
   middle = (2**form.bits - 1) / 2
@@ -87,7 +105,7 @@ def _uniform(form: Format, shape: tuple[int, int], keys: Iterator[Array]):
   return grids.Affine(scale, shift * middle, spec)
 
 
-def _icquant(form: Format, shape: tuple[int, int], keys: Iterator[Array]):
+def _icquant(form: Format, shape: tuple[int, ...], keys: Iterator[Array]):
   half = form._replace(bits=form.bits - 1)
   ends = _uniform(half, shape, keys), _uniform(half, shape, keys)
   tails = grids.Tails(*ends, base.IntSpec(form.bits, signed=False))
@@ -96,7 +114,7 @@ def _icquant(form: Format, shape: tuple[int, int], keys: Iterator[Array]):
   return grids.Labelled(labels, (_uniform(form, shape, keys), tails))
 
 
-def _codebook(form: Format, shape: tuple[int, int], keys: Iterator[Array]):
+def _codebook(form: Format, shape: tuple[int, ...], keys: Iterator[Array]):
   levels = jax.random.normal(next(keys), (1, shape[1], 2**form.bits))
   return grids.Codebook(jnp.sort(levels, axis=-1))
 
@@ -104,7 +122,7 @@ def _codebook(form: Format, shape: tuple[int, int], keys: Iterator[Array]):
 _GRIDS = {"uniform": _uniform, "icquant": _icquant, "codebook": _codebook}
 
 
-def _sparse(shape: tuple[int, int], keys: Iterator[Array], dtype: Any):
+def _sparse(shape: tuple[int, ...], keys: Iterator[Array], dtype: Any):
   count = shape[0] * shape[1] // 200
   index = jax.random.randint(next(keys), (count,), 0, 200)
   index += 200 * jnp.arange(count)
@@ -129,7 +147,7 @@ class _Product(NamedTuple):
 
 
 def _products(
-  shape: tuple[int, int], dtype: Any, only: Sequence[str]
+  shape: tuple[int, ...], dtype: Any, only: Sequence[str]
 ) -> Iterator[_Product]:
   """The dense product first, then every format."""
 
@@ -201,7 +219,7 @@ def copy_speed(size: int = 2**28) -> float:
 
 
 def run(
-  shapes: Sequence[tuple[int, int]],
+  shapes: Sequence[tuple[int, ...]],
   rows: Sequence[int],
   *,
   rounds: int = 9,
@@ -251,10 +269,11 @@ def run(
 
 
 def _check(shapes, rows, only):
-  for k, n in shapes:
-    if k % 128 or min(k, n) < 1:
+  for shape in shapes:
+    if len(shape) != 2 or shape[0] % 128 or min(shape) < 1:
       raise ValueError(
-        f"K must be a multiple of 128 and N at least 1, got {k}x{n}"
+        "a shape is KxN, K a multiple of 128 and N at least 1, got "
+        + "x".join(map(str, shape))
       )
   if not shapes or not rows or min(rows) < 1:
     raise ValueError(f"nothing to run: {shapes=}, {rows=}")

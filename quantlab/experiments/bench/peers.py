@@ -29,7 +29,7 @@ COPIES = 16
 
 
 def cases(
-  shape: tuple[int, int], rows: int, only: Sequence[str] = ()
+  shape: tuple[int, ...], rows: int, only: Sequence[str] = ()
 ) -> Iterator[timing.Case]:
   """The cases that this machine can run.
 
@@ -75,7 +75,7 @@ def _in_turn(multiply: Callable[[int], Any]) -> Callable[[], Any]:
   return call
 
 
-def _torch_dense(shape: tuple[int, int], rows: int) -> Callable[[], Any]:
+def _torch_dense(shape: tuple[int, ...], rows: int) -> Callable[[], Any]:
   import torch
 
   options = {"dtype": torch.bfloat16, "device": _torch_device()}
@@ -84,7 +84,7 @@ def _torch_dense(shape: tuple[int, int], rows: int) -> Callable[[], Any]:
   return _in_turn(lambda i: torch.nn.functional.linear(x, weights[i]))
 
 
-def _torch_int4(shape: tuple[int, int], rows: int) -> Callable[[], Any]:
+def _torch_int4(shape: tuple[int, ...], rows: int) -> Callable[[], Any]:
   import torch
 
   length, columns = shape
@@ -139,7 +139,7 @@ def _gemlite(bits: int) -> Callable[..., Callable[[], Any]]:
   return make
 
 
-def _tokamax(shape: tuple[int, int], rows: int) -> Callable[[], Any]:
+def _tokamax(shape: tuple[int, ...], rows: int) -> Callable[[], Any]:
   import qwix
   import tokamax
 
