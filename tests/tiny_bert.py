@@ -92,6 +92,7 @@ def config(folder):
   """A config of the job on what is written into `folder`: two variants."""
   return {
     "task": "retrieval",
+    "evaluate": "decoded",
     "model": {"path": str(write(folder / "model"))},
     "data": {"source": str(write_pairs(folder / "pairs.csv")), "batch_size": 4},
     "rules": [["embeddings|norm|bias", "keep"], ["kernel$", "weights"]],

@@ -32,6 +32,7 @@ BLOCKS = (("per_block", -2, 128), ("per_block", -2, 64), ("per_block", -2, 32))
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "retrieval"
+  config.evaluate = "decoded"  # The variants are many and small.
   config.model = {"path": "minilm"}
   config.data = {
     "source": "docstrings",

@@ -30,6 +30,7 @@ BLOCKS = (("per_block", -2, 32),)
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "images"
+  config.evaluate = "decoded"  # The variants are many and small.
   config.model = {"path": "repvgg-digits", "seed": 0}
   config.data = {"source": "digits", "split": "test", "batch_size": 64}
   config.sensitivity = {"batches": 16}

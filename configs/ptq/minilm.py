@@ -38,6 +38,7 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "retrieval"
+  config.evaluate = "packed"  # Or decoded, which compiles the model once.
   # The pip package's model; or a folder of the BERT family, or a hub id.
   config.model = {"path": "minilm"}
   config.data = {

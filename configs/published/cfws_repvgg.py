@@ -39,6 +39,7 @@ FIRST, LATER = r"stage_0/block_0/conv/in$", r"(conv|head)/in$"
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "images"
+  config.evaluate = "decoded"
   config.model = {"path": "timm/repvgg_a1.rvgg_in1k"}
   config.data = {
     "source": VALIDATION,

@@ -38,6 +38,7 @@ from quantlab.data import language
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "perplexity"
+  config.evaluate = "decoded"
   config.model = {"path": "bigscience/bloom-560m", "dtype": "float32"}
   config.data = {
     "source": language.WIKITEXT2,

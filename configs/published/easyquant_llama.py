@@ -34,6 +34,7 @@ from quantlab.data import language
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "perplexity"
+  config.evaluate = "decoded"
   config.model = {"path": "huggyllama/llama-7b", "dtype": "float16"}
   config.data = {
     "source": language.WIKITEXT2,

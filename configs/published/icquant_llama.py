@@ -42,6 +42,7 @@ CALIBRATION = language.WIKITEXT2.replace("/test-", "/train-")
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "perplexity"
+  config.evaluate = "decoded"
   config.model = {"path": "meta-llama/Llama-2-7b-hf", "dtype": "bfloat16"}
   config.data = {
     "source": language.WIKITEXT2,

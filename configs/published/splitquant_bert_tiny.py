@@ -49,6 +49,7 @@ def get_config(task: str = "emotion") -> ml_collections.ConfigDict:
   path, data = TASKS[task]
   config = ml_collections.ConfigDict()
   config.task = "classification"
+  config.evaluate = "decoded"
   config.model = {"path": path}
   config.data = {**data, "label_column": "label", "batch_size": 32}
   config.rules = ((r"embeddings|norm|bias", "keep"), (r"kernel$", "weights"))

@@ -31,6 +31,7 @@ from quantlab.data import choices
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "choices"
+  config.evaluate = "decoded"
   config.model = {
     "path": "meta-llama/Llama-3.2-1B-Instruct",
     "dtype": "float32",

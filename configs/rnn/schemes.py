@@ -54,6 +54,7 @@ def get_config(name: str = "gru128") -> ml_collections.ConfigDict:
   gates = {"lstm": 4, "gru": 3}[cell]
   config = ml_collections.ConfigDict()
   config.task = "speech"
+  config.evaluate = "decoded"  # a scan over frames would decode in each
   config.model = {"path": f"runs/denoiser-{name}/float"}
   config.data = {
     "source": "synthetic",

@@ -39,8 +39,8 @@ def intercept(
     # Reading the parameter here would fail flax's shape check. The method that
     # follows runs on a copy of the module, and so does its setup.
     return None
-  if method == "__call__" and type(module) in _PRODUCTS:
-    product = _PRODUCTS[type(module)]
+  product = _PRODUCTS.get((type(module), method))
+  if product is not None:
     return product(module, packed, variables, *args, **kwargs)
   return _dequantized(module, params.keys(), method, *args, **kwargs)
 
@@ -119,10 +119,19 @@ def _embed(module, packed, variables, inputs):
   return rows if module.dtype is None else rows.astype(module.dtype)
 
 
-_PRODUCTS: dict[type[nn.Module], Callable[..., Any]] = {
-  nn.Dense: _with_hook("dot_general", ops.dot_general),
-  nn.DenseGeneral: _with_hook("dot_general", ops.dot_general),
-  nn.Conv: _with_hook("conv_general_dilated", ops.conv),
-  nn.Einsum: _einsum,
-  nn.Embed: _embed,
+def _attend(module, packed, variables, query):
+  """The product with a table, `query @ embedding.T`."""
+  del variables
+  contract = (((query.ndim - 1,), (1,)), ((), ()))
+  table = packed["embedding"]
+  return ops.dot_general(query, table, contract, dtype=module.dtype)
+
+
+_PRODUCTS: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
+  (nn.Dense, "__call__"): _with_hook("dot_general", ops.dot_general),
+  (nn.DenseGeneral, "__call__"): _with_hook("dot_general", ops.dot_general),
+  (nn.Conv, "__call__"): _with_hook("conv_general_dilated", ops.conv),
+  (nn.Einsum, "__call__"): _einsum,
+  (nn.Embed, "__call__"): _embed,
+  (nn.Embed, "attend"): _attend,
 }

@@ -195,7 +195,7 @@ def _row(
     folder.root / name / schemes.CHOSEN,
     {"chosen": chosen, "layers": found.layers, "sites": sites},
   )
-  scores = error(scheme._replace(params=evaluate.decode(packed)))
+  scores = error(scheme)
   layers = []
   for layer, choice in chosen.items():
     rows = {row["path"]: row for row in folder.result(choice)["layers"]}

@@ -1,14 +1,15 @@
 """Measures of a quantized model beside its float original.
 
-Every variant is judged through one compiled forward: its packed tensors are
-decoded once into float parameters. Running from the packed form (`ql.apply`)
-gives the same values, but would compile the model again for every variant and
-batch shape, and decode every tensor again for every batch.
+A variant runs from its packed tensors (`FORMS["packed"]`), as it would where it
+is used: what is judged is what is stored. The model is compiled for each of
+them. Decoded once into float parameters (`FORMS["decoded"]`), all variants run
+in one compiled model, which is faster where they are many and small. Scores are
+the same but for the order in which products are added up.
 
 Shape letters: R rows, one for each input of the model, and D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 
 import quantlab as ql
 from quantlab.core import qtensor
+from quantlab.experiments import configs
 from quantlab.experiments.tasks import base
 
 Array = jax.Array
@@ -45,9 +47,9 @@ class Error(NamedTuple):
 
 
 def outputs(task: base.Task) -> Outputs:
-  """The outputs of a task's model as a function of float parameters."""
+  """The outputs of a task's model as a function of parameters in any form."""
 
-  # One program for each plan of activations, whatever the weights are.
+  # One function for each plan of activations, whatever the weights are.
   @functools.cache
   def forward(acts):
     @jax.jit
@@ -103,6 +105,26 @@ def _decoded(x: Any) -> Array:
 @jax.jit
 def _dequantize(x: Any) -> Array:
   return x.dequantize()
+
+
+FORMS: dict[str, Callable[[Params], Params]] = {
+  "packed": ql.prepare,
+  "decoded": decode,
+}
+"""Forms in which quantized parameters can run."""
+
+
+def form(config: Mapping[str, Any]) -> Callable[[Params], Params]:
+  """What the entry `evaluate` of a plain config names, by default packed.
+
+  Raises:
+    InputError: there is no such form.
+  """
+  name = config.get("evaluate", "packed")
+  if name not in [*FORMS]:
+    problem = f"there is no form {name!r}"
+    raise configs.unknown("config.evaluate", problem, name, FORMS)
+  return FORMS[name]
 
 
 def damage(original: Array, restored: Array) -> Error:

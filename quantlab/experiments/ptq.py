@@ -1,10 +1,10 @@
 """Post-training quantization: makes the variants of a sweep and judges them.
 
-Every variant is made leaf by leaf, stored packed, decoded, and evaluated on the
-config's task. Nothing that is finished is done twice; see `workdir`.
+Every variant is made leaf by leaf, stored packed, and evaluated on the config's
+task from what is stored. Nothing that is finished is done twice; see `workdir`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import logging
 import os
 import time
@@ -42,6 +42,7 @@ class Job(NamedTuple):
     variants: the rows of the sweep.
     acts: plans for activations by name.
     spared: batches that sensitivities are taken over; 0 without that section.
+    ready: packed parameters in the form that is evaluated.
     budget: bytes that further variants are chosen for.
   """
 
@@ -51,6 +52,7 @@ class Job(NamedTuple):
   variants: list[variants.Variant]
   acts: dict[str, calibration.Acts]
   spared: int
+  ready: Callable[[Any], Any]
   budget: chooser.Budget | None = None
 
 
@@ -147,6 +149,7 @@ def read(config: Mapping[str, Any]) -> Job:
     variants=every,
     acts=calibration.acts(config),
     spared=spared,
+    ready=evaluate.form(config),
     budget=chooser.budget(config, every, kind.metrics),
   )
 
@@ -235,7 +238,8 @@ def _results(
     return results
 
   def error(scheme):
-    found = outputs(scheme.params, iter, scheme.acts, scheme.state)
+    params = job.ready(scheme.params)
+    found = outputs(params, iter, scheme.acts, scheme.state)
     return task.compare(found, reference.floats)
 
   return results | chooser.choose(job.budget, task, error, folder, track)
@@ -280,7 +284,7 @@ def _variant(
   )
   start = time.perf_counter()
   found = reference.outputs(
-    evaluate.decode(packed),
+    job.ready(packed),
     lambda batches: track(batches, variant.name),
     *reference.acts[variant.acts],
   )

@@ -18,7 +18,9 @@ A config of the ptq job has these sections, all plain data:
                the method itself;
   acts, sensitivity, read by `calibration`. Like bits, `weights` and `sweep` may
                give a variant `acts`, the name of one of the section's plans;
-  budget       read by `chooser`.
+  budget       read by `chooser`;
+  evaluate     `"packed"`, the default, runs each variant from packed weights,
+               `"decoded"` from floats; see `evaluate`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +34,7 @@ from quantlab.transforms import plan
 
 SECTIONS = (
   *("task", "model", "data", "rules", "methods", "weights", "sweep"),
-  *("acts", "sensitivity", "budget"),
+  *("acts", "sensitivity", "budget", "evaluate"),
 )
 # What a variant is beside the arguments of its quantizers.
 _APART = ("method", "acts")

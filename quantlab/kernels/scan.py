@@ -38,10 +38,10 @@ By whether the grid is uniform: other codes take longer to decode run by run.
 """
 
 FEWEST = 2**18
-"""A smaller weight fits in the cache when decoded, which is faster then.
+"""Of many rows, a smaller weight is left to XLA: a cache holds it, decoded."""
 
-It is not for one or two rows.
-"""
+BESIDE = 4
+"""So is one that is, decoded, no more than so many times the activations."""
 
 _LOOP_TERMS = 64
 """Codes that a step decodes for one output, at most, where it is one loop."""
@@ -59,13 +59,14 @@ def matmul(x: Array, w: qtensor.QTensor) -> Array:
     `[M, N]` float32.
 
   Raises:
-    NotImplementedError: grid cells have an odd number of codes along K, or
-      decoding the whole weight first is faster.
+    NotImplementedError: grid cells have an odd number of codes along K; or,
+      for many rows, the decoded weight is small beside the activations, or fits
+      in a cache: then decoding it first is faster.
   """
-  if x.shape[0] > LOOP_ROWS and w.size < FEWEST:
-    raise NotImplementedError(
-      f"{w.size} weights are decoded faster than {x.shape[0]} rows are read"
-    )
+  rows, (length, width) = x.shape[0], w.shape
+  small = w.size < FEWEST or w.size <= BESIDE * rows * (length + width)
+  if rows > RUN_ROWS[isinstance(w.grid, grids.Affine)] and small:
+    raise NotImplementedError(f"{w.size} weights are few for {rows} rows")
   plan = _plan(x.shape[0], w)
   body = functools.partial(_step, w=w, words=_words(w, plan), plan=plan)
   start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)

@@ -9,6 +9,8 @@ through its parameters and flax's interceptors.
     checkpoint:         published files to an encoder, with its tokenizer.
   causal:             decoder-only language models: BLOOM, Llama.
     positions:          what they know of the order of tokens.
+    caches:             what they remember of earlier ones.
+    generation:         texts from them, token by token.
     likelihood:         how likely texts are to them.
     causal_families:    what tells the published ones apart.
     causal_checkpoint:  published files to a language model.

@@ -1,7 +1,8 @@
 """Decoder-only language models in plain `flax.linen`: Llama and BLOOM.
 
-Shape letters: B batch, T tokens, D width, H heads, G heads of keys and values,
-F feed-forward, V vocabulary; K input and N output of a kernel.
+Shape letters: B batch, T tokens, S tokens that a cache has room for, D width,
+H heads, G heads of keys and values, F feed-forward, V vocabulary; K input and N
+output of a kernel.
 
 Every weight lives in flax's own `nn.Dense`, `nn.Embed` or norm, so an
 interceptor sees each of them. Kernels are `[K, N]`. The tree reads:
@@ -14,12 +15,13 @@ interceptor sees each of them. Kernels are `[K, N]`. The tree reads:
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantlab.models import bert, positions
+from quantlab.models import bert, caches, positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,27 @@ class CausalConfig:
       )
 
 
+def empty_cache(
+  config: CausalConfig,
+  *,
+  batch: int,
+  capacity: int,
+  dtype: Any = jnp.float32,
+) -> caches.Cache:
+  """A cache of no tokens.
+
+  Args:
+    config: of the model.
+    batch: B.
+    capacity: S.
+    dtype: of keys and values.
+  """
+  heads = config.num_key_value_heads, config.head_dim
+  zeros = jnp.zeros((batch, capacity, *heads), dtype)
+  layers = (caches.Past(zeros, zeros),) * config.num_hidden_layers
+  return caches.Cache(layers, jnp.zeros((), jnp.int32))
+
+
 def _norm(c: CausalConfig, name: str = "norm") -> nn.Module:
   if c.rms_norm:
     return nn.RMSNorm(epsilon=c.norm_eps, name=name)
@@ -119,23 +142,42 @@ class Attention(nn.Module):
   config: CausalConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[B, T, D]` to `[B, T, D]`."""
+  def __call__(
+    self, x: jax.Array, past: caches.Past | None = None, start: Any = 0
+  ) -> Any:
+    """Maps `[B, T, D]` to `[B, T, D]`.
+
+    Args:
+      x: of the tokens from `start` on.
+      past: of earlier tokens, if there may be any.
+      start: how many these are.
+
+    Returns:
+      What x becomes; if there is a past, a pair of that and the longer past.
+    """
     c = self.config
     # Not all backends multiply float16 matrices into float32.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     heads = _heads(c, _norm(c)(x))
     query, key, value = (each.astype(wide) for each in heads)
+    tokens = x.shape[1]
+    room = tokens if past is None else past.keys.shape[1]
+    query = c.position.rotate(query, start, room)
+    now = caches.Past(c.position.rotate(key, start, room), value)
+    if past is not None:
+      now = past.extended(*now, start)
+    reach = start + jnp.arange(tokens)[:, None]
     mixed = jax.nn.dot_product_attention(
-      c.position.rotate(query),
-      c.position.rotate(key),
-      value,
-      bias=c.position.bias(c.num_attention_heads, x.shape[1]),
-      is_causal=True,
+      query,
+      now.keys.astype(wide),
+      now.values.astype(wide),
+      bias=c.position.bias(c.num_attention_heads, room),
+      mask=(jnp.arange(room)[None] <= reach)[None, None],
     )
     out = _dense(c, c.hidden_size, "out")
     mixed = mixed.astype(x.dtype)
-    return x + out(mixed.reshape(*x.shape[:2], -1))
+    x = x + out(mixed.reshape(*x.shape[:2], -1))
+    return x if past is None else (x, now)
 
 
 class Mlp(nn.Module):
@@ -163,10 +205,16 @@ class Layer(nn.Module):
   config: CausalConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[B, T, D]` to `[B, T, D]`."""
-    x = Attention(self.config, name="attention")(x)
-    return Mlp(self.config, name="mlp")(x)
+  def __call__(
+    self, x: jax.Array, past: caches.Past | None = None, start: Any = 0
+  ) -> Any:
+    """As `Attention`."""
+    attention = Attention(self.config, name="attention")
+    mlp = Mlp(self.config, name="mlp")
+    if past is None:
+      return mlp(attention(x))
+    x, past = attention(x, past, start)
+    return mlp(x), past
 
 
 class Causal(nn.Module):
@@ -188,19 +236,40 @@ class Causal(nn.Module):
   config: CausalConfig
 
   @nn.compact
-  def __call__(self, ids: jax.Array) -> jax.Array:
+  def __call__(self, ids: jax.Array, cache: caches.Cache | None = None) -> Any:
     """Maps `[B, T]` int32 ids to `[B, T, V]` logits.
 
     Padding on the right needs no mask: no token sees those after it.
+
+    Args:
+      ids: of whole texts, or of what follows the tokens of a cache.
+      cache: of these.
+
+    Returns:
+      The logits; with a cache a pair of them and the longer cache. Logits are
+      NaN where the cache has no room for all tokens.
     """
     c = self.config
     embeddings = nn.Embed(c.vocab_size, c.hidden_size, name="embeddings")
     x = embeddings(ids)
     if c.embedding_norm:
       x = _norm(c, "embeddings_norm")(x)
+    layers = []
     for i in range(c.num_hidden_layers):
-      x = Layer(c, name=f"layer_{i}")(x)
+      layer = Layer(c, name=f"layer_{i}")
+      if cache is None:
+        x = layer(x)
+      else:
+        x, past = layer(x, cache.layers[i], cache.length)
+        layers.append(past)
     x = _norm(c)(x)
     if c.tied:
-      return embeddings.attend(x)
-    return nn.Dense(c.vocab_size, use_bias=False, name="head")(x)
+      logits = embeddings.attend(x)
+    else:
+      logits = nn.Dense(c.vocab_size, use_bias=False, name="head")(x)
+    if cache is None:
+      return logits
+    length = cache.length + ids.shape[1]
+    # Out of range, writes move to where there is room.
+    logits = jnp.where(length <= cache.capacity, logits, jnp.nan)
+    return logits, caches.Cache(tuple(layers), length)

@@ -8,6 +8,7 @@ keys, `bias` is added to the scores before the softmax.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +57,23 @@ class Rope:
     kept = np.clip((waves - low) / (high - low), 0, 1)
     return speeds * (kept + (1 - kept) / self.factor)
 
-  def rotate(self, x: jax.Array) -> jax.Array:
-    """Turns `[B, T, H, D]` by position."""
-    angles = np.arange(x.shape[1])[:, None] * self.speeds(x.shape[-1])[None]
+  def rotate(
+    self, x: jax.Array, start: Any = 0, room: int | None = None
+  ) -> jax.Array:
+    """Turns `[B, T, H, D]` by position.
+
+    Args:
+      x: of T tokens.
+      start: position of the first, an integer, traced or not.
+      room: positions there are, at least `start + T`; by default T.
+    """
+    # Angles in float64: by the thousandth turn float32 has lost three digits.
+    room = x.shape[1] if room is None else room
+    angles = np.arange(room)[:, None] * self.speeds(x.shape[-1])[None]
     cos, sin = (
-      jnp.asarray(f(angles), jnp.float32)[None, :, None, :]
+      jax.lax.dynamic_slice_in_dim(
+        jnp.asarray(f(angles), jnp.float32), start, x.shape[1]
+      )[None, :, None]
       for f in (np.cos, np.sin)
     )
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -96,8 +109,11 @@ class Alibi:
     more = 2.0 ** (-4 / power * np.arange(1, 2 * (heads - power), 2))
     return np.concatenate([own, more])
 
-  def rotate(self, x: jax.Array) -> jax.Array:
+  def rotate(
+    self, x: jax.Array, start: Any = 0, room: int | None = None
+  ) -> jax.Array:
     """Leaves `[B, T, H, D]` as it is."""
+    del start, room
     return x
 
   def bias(self, heads: int, tokens: int) -> jax.Array:

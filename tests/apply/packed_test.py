@@ -168,6 +168,22 @@ def test_other_methods_of_a_module():
   np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 
+def test_a_packed_table_is_a_head_without_its_dense_self():
+  model, query = nn.Embed(256, 256), draws.normal((1, 256))
+  table = {"params": {"embedding": draws.normal((256, 256), 1)}}
+  packed = ql.quantize(ql.rtn(4, granularity=ql.per_channel(0)), table)
+
+  def run(packed, query):
+    return ql.apply(model, packed, query, method="attend")
+
+  compiled = jax.jit(run).lower(packed, query).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * 256 * 256
+  expected = query @ ql.dequantize(packed)["params"]["embedding"].T
+  np.testing.assert_allclose(
+    compiled(packed, query), expected, rtol=1e-4, atol=1e-3
+  )
+
+
 def test_embed_refuses_floats():
   params = jax.jit(nn.Embed(10, 32).init)(jax.random.key(0), TOKENS)["params"]
   with pytest.raises(ValueError, match="takes integers, got float32"):

@@ -50,26 +50,49 @@ def test_decode_is_dequantize_to_the_bit(quantizer):
     np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_outputs_keep_the_order_of_rows():
-  model = nn.Dense(3)
-  x = draws.normal((5, 4))
-  params = jax.jit(model.init)(jax.random.key(1), x)["params"]
-  rows = [np.array([4, 0, 2]), np.array([1, 3])]
-  task = base.Task(
+def test_forms_give_the_same_outputs():
+  x, w = draws.normal((3, 512)), draws.normal((512, 512), 1)
+  params = {"kernel": w}
+  model = nn.Dense(512, use_bias=False)
+  batch = base.Batch((x,), np.arange(3))
+  task = _task(model, params, lambda y, x: y, [batch])
+  outputs = evaluate.outputs(task)
+  stored = ql.quantize(ql.icquant(ql.rtn(2)), params)
+  packed, decoded = (
+    outputs(evaluate.form({"evaluate": name})(stored))
+    for name in ("packed", "decoded")
+  )
+  np.testing.assert_allclose(packed, decoded, rtol=1e-3, atol=1e-3)
+  assert np.abs(packed - outputs(params)).max() > 0.1
+
+
+def test_packed_is_the_default():
+  assert evaluate.form({}) is evaluate.FORMS["packed"]
+
+
+def _task(model, params, head, batches):
+  return base.Task(
     model=model,
     params=params,
-    head=lambda y, x: y + x[:, :3],
-    # The last batch ends in filler.
-    batches=[
-      base.Batch((x[rows[0]],), rows[0]),
-      base.Batch((jnp.concatenate([x[rows[1]], jnp.ones((1, 4))]),), rows[1]),
-    ],
+    head=head,
+    batches=batches,
     compare=lambda found, reference: {},
     loss=lambda params, batch: jnp.zeros(()),
     spare=lambda count: [],
     sha256="",
     source="",
   )
+
+
+def test_outputs_keep_the_order_of_rows():
+  model = nn.Dense(3)
+  x = draws.normal((5, 4))
+  params = jax.jit(model.init)(jax.random.key(1), x)["params"]
+  rows = [np.array([4, 0, 2]), np.array([1, 3])]
+  # The last batch ends in filler.
+  last = jnp.concatenate([x[rows[1]], jnp.ones((1, 4))])
+  batches = [base.Batch((x[rows[0]],), rows[0]), base.Batch((last,), rows[1])]
+  task = _task(model, params, lambda y, x: y + x[:, :3], batches)
   outputs, steps = evaluate.outputs(task), []
 
   def track(batches):

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 import quantlab as ql
 from quantlab import checkpoint
+from quantlab.core import stored
 from quantlab.experiments import calibration, configs, evaluate, ptq
 from quantlab.experiments.tasks import retrieval
 from quantlab.transforms import plan
@@ -102,6 +103,25 @@ def test_checkpoint_is_what_was_evaluated(finished):
     quantized = [leaves[path] for path in tiny_bert.LEAVES]
     assert ql.bits_per_weight(quantized) == metrics[name]["bits_per_weight"]
     assert ql.nbits(packed) == 8 * metrics[name]["model_bytes"]
+
+
+def test_packed_weights_give_the_same_scores(tmp_path, finished, monkeypatch):
+  _, config, metrics = finished
+  ran, original = [], evaluate.outputs
+
+  def outputs(task):
+    run = original(task)
+    return lambda params, *args: [ran.append(params), run(params, *args)][1]
+
+  monkeypatch.setattr(evaluate, "outputs", outputs)
+  config = {k: v for k, v in config.items() if k != "evaluate"}
+  config["weights"] = config["weights"] | {"method": "icquant"}
+  found = ptq.run(config, tmp_path)["icquant-3bit"]
+  for key in ("cosine", "recall_at_1", "mrr", "agreement", "sqnr_db"):
+    assert found[key] == pytest.approx(metrics["icquant-3bit"][key], abs=1e-5)
+  # Labels are ready for kernels: no positions left to decode.
+  kernel = ran[-1]["layer_0"]["mlp"]["up"]["kernel"]
+  assert isinstance(kernel.grid.labels, stored.Packed)
 
 
 def test_report_holds_every_leaf(finished):
@@ -351,6 +371,10 @@ BAD = {
   "site": (
     lambda c, _: c.update(CALIBRATED, acts={"int8": NEVER}),
     r"^config\.acts\.int8\.rules: no site matches \['lm_head'\]; the sites are",
+  ),
+  "form": (
+    lambda c, _: c.update(evaluate="pakced"),
+    r"^config\.evaluate: there is no form 'pakced'; did you mean 'packed'",
   ),
   "no batches": (
     lambda c, _: c.update(sensitivity={"batches": 0}),

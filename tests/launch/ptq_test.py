@@ -35,6 +35,7 @@ def _tiny(tmp_path):
   return [
     f"--config.model.path={found['model']['path']}",
     f"--config.data.source={found['data']['source']}",
+    "--config.evaluate=decoded",
     "--config.weights.method=icquant",
     "--config.weights.bits=3",
   ]

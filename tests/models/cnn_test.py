@@ -42,7 +42,8 @@ def test_logits_and_statistics(name):
 
 @ALL
 def test_every_convolution_has_a_site(name):
-  model, variables, x = _network(name)
+  model, variables = cnn.NETWORKS[name], _shapes(name)
+  x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
   sites = ql.sites(model, variables, x)
   kernels = [
     path[0][:-1]
@@ -71,10 +72,15 @@ def test_weights_of_networks_without_norm(name, size, weights):
   assert sum(layer["kernel"].size for layer in layers) == weights
 
 
+def _shapes(name):
+  x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+  return jax.eval_shape(cnn.NETWORKS[name].init, jax.random.key(0), x)
+
+
 def test_what_the_networks_are_made_of():
-  _, resnet, _ = _network("resnet8")
-  _, mobile, _ = _network("mobilenet")
-  _, efficient, _ = _network("efficientnet")
+  resnet, mobile, efficient = map(
+    _shapes, ("resnet8", "mobilenet", "efficientnet")
+  )
   first = resnet["params"]["block_0"]
   assert {*first} == {"first", "second"}  # the shapes are equal
   assert {*resnet["params"]["block_1"]} == {"first", "second", "shortcut"}

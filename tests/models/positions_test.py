@@ -65,3 +65,9 @@ def test_alibi_of_odd_counts():
   assert len(slopes) == len(set(slopes)) == 112
   np.testing.assert_allclose(slopes[:2], [2**-0.125, 2**-0.25])
   np.testing.assert_allclose(slopes[64:66], [2**-0.0625, 2**-0.1875])
+
+
+def test_rope_from_a_start_on():
+  rope = positions.Rope()
+  found = rope.rotate(X[:, 3:5], 3, 9)
+  np.testing.assert_array_equal(found, rope.rotate(X)[:, 3:5])

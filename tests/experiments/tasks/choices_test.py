@@ -136,6 +136,7 @@ def _config(sections, **data):
   model, whole = sections
   return {
     "task": "choices",
+    "evaluate": "decoded",
     "model": {"path": model.path},
     "data": {"source": whole.source, **data},
     "rules": [["embeddings|norm|bias|head", "keep"], ["kernel$", "weights"]],

@@ -138,6 +138,7 @@ def _config(sections, **data):
   model, whole = sections
   return {
     "task": "classification",
+    "evaluate": "decoded",
     "model": {"path": model.path},
     "data": {"source": whole.source, "batch_size": 16, **data},
     "rules": [["embeddings|norm|bias", "keep"], ["kernel$", "weights"]],

@@ -12,6 +12,7 @@ from quantlab.transforms import plan
 
 CONFIG = {
   "task": "images",
+  "evaluate": "decoded",
   "model": {"path": "repvgg-digits", "steps": 6, "batch_size": 32},
   "data": {"limit": 50, "batch_size": 32},
   "rules": [["stage_0|head|bias", "keep"], ["kernel$", "weights"]],

@@ -105,6 +105,7 @@ def _config(sections, **data):
   model, whole = sections
   return {
     "task": "perplexity",
+    "evaluate": "decoded",
     "model": {"path": model.path, "dtype": "bfloat16"},
     "data": {"source": whole.source, "tokens": 32, "limit": 2, **data},
     "sensitivity": {"batches": 2},

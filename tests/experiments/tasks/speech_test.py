@@ -30,6 +30,7 @@ _UNITS = 6
 def _config(folder, **changes):
   return {
     "task": "speech",
+    "evaluate": "decoded",
     "model": {"path": str(folder / "float")},
     "data": {"source": str(folder / "speech"), "batch_size": 2},
     "rules": {
