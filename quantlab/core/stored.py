@@ -230,6 +230,39 @@ class Marks:
     plane = jnp.moveaxis(plane.reshape(dim, *outer), 0, -1)
     return numerics.unfold(plane, self.axes, self.dims)
 
+  @functools.partial(jax.jit, static_argnames="axes")
+  def pack(self, axes: Shape) -> Packed:
+    """`Packed.pack(self.unpack(), 1, 0, axes)` without the plane.
+
+    Positions of a row differ, so a word is the sum of its bits.
+
+    Example:
+      >>> marks = Marks(jnp.array([[0, 1, 4]]), (-2,), (32,))
+      >>> [f"{word:b}" for word in marks.pack((-2,)).words.ravel().tolist()]
+      ['10000000000000101']
+    """
+    *outer, _ = self.positions.shape
+    inside = (self.positions >= 0) & (self.positions < math.prod(self.dims))
+    inner = jnp.unravel_index(jnp.where(inside, self.positions, 0), self.dims)
+    rows = [
+      jax.lax.broadcasted_iota(jnp.int32, inside.shape, i)
+      for i in range(len(outer))
+    ]
+    every = range(-len(outer) - len(self.dims), 0)
+    order = [*(axis for axis in every if axis not in self.axes), *self.axes]
+    at = dict(zip(order, [*rows, *inner], strict=True))
+    size = dict(zip(order, [*outer, *self.dims], strict=True))
+    dims = tuple(size[axis] for axis in axes)
+    k = jnp.ravel_multi_index([at[axis] for axis in axes], dims, mode="clip")
+    word, bit = _bit_of(k, math.prod(dims))
+    # One axis of words stands for all, where the last of them stood.
+    at[axes[-1]], size[axes[-1]] = word, bits.num_words(math.prod(dims), 1)
+    left = [axis for axis in every if axis not in axes[:-1]]
+    words = jnp.zeros([size[axis] for axis in left], jnp.uint32)
+    values = inside.astype(jnp.uint32) << bit.astype(jnp.uint32)
+    words = words.at[tuple(at[axis] for axis in left)].add(values)
+    return Packed(words, 1, 0, axes, dims)
+
 
 STREAM_ROWS = 128
 """Rows that share one stream of gap symbols, if nothing else is asked for."""
@@ -304,21 +337,32 @@ class GapCoded:
   @jax.jit
   def decode(self) -> Marks:
     """The marks."""
+    marks = self._unordered()
+    positions = jnp.sort(marks.positions, axis=-1)
+    return dataclasses.replace(marks, positions=positions)
+
+  def _unordered(self) -> Marks:
+    """The marks, their positions in the order of the symbols."""
     symbols = self.symbols.unpack()
     num_rows = _streams(self.outer, self.stream_rows)[1]
     positions = gaps.decode(symbols, num_rows, self.marks, self.bits)
     batch = symbols.shape[:-2]
     positions = positions.reshape(*batch, *self.outer, self.marks)
     dim = math.prod(self.dims)
-    positions = _where(
-      self.shuffled, lambda at: gaps.unshuffle(at, dim), positions
-    )
+    # Looking all up takes less than a branch, for which a GPU's host waits.
+    moved = gaps.unshuffle(positions, dim)
+    positions = jnp.where(_like(self.shuffled, positions), moved, positions)
     return Marks(positions, self.axes, self.dims)
 
   @jax.jit
   def unpack(self) -> Array:
     """The bool plane."""
-    return self.decode().unpack()
+    return self._unordered().unpack()
+
+  @functools.partial(jax.jit, static_argnames="axes")
+  def pack(self, axes: Shape) -> Packed:
+    """The plane in words of one bit for each element; see `Marks.pack`."""
+    return self._unordered().pack(axes)
 
   def trim(self) -> "GapCoded":
     """Drops the flags that end every stream. Needs concrete values."""
@@ -380,8 +424,21 @@ def _where(flag: Array, function: Any, x: Array) -> Array:
   """`function(x)` where the flag, one per leading axes of x, is set."""
   if not flag.ndim:
     return jax.lax.cond(flag, function, lambda x: x, x)
-  flag = flag.reshape(flag.shape + (1,) * (x.ndim - flag.ndim))
-  return jnp.where(flag, function(x), x)
+  return jnp.where(_like(flag, x), function(x), x)
+
+
+def _like(flag: Array, x: Array) -> Array:
+  """The flag, one per leading axes of x, with as many axes as x."""
+  return flag.reshape(flag.shape + (1,) * (x.ndim - flag.ndim))
+
+
+def _bit_of(k: Array, length: int) -> tuple[Array, Array]:
+  """The word that holds code k of so many of one bit, and where in it."""
+  block = bits.block_size(length)
+  width = bits.num_words(block, 1)
+  number, k = jnp.divmod(k, block)
+  above, k = jnp.divmod(k, 2 * width)
+  return number * width + k // 2, above + 16 * (k % 2)
 
 
 def _streams(outer: Shape, stream_rows: int) -> Shape:

@@ -64,6 +64,9 @@ def _prepared(q: Any) -> Any:
     return q
   if isinstance(q.grid.labels, stored.Packed):
     return q
+  if isinstance(q.grid.labels, (stored.Marks, stored.GapCoded)):
+    packed = q.grid.labels.pack(q.codes.axes)
+    return dataclasses.replace(q, grid=grids.Labelled(packed, q.grid.grids))
   # A width that divides 32: no label is spread over words.
   width = (len(q.grid.grids) - 1).bit_length()
   width = next(n for n in (1, 2, 4, 8) if n >= width)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import hypothesis
 from hypothesis import strategies as st
@@ -89,6 +90,53 @@ def test_streams_hardly_pad():
 def test_marks_drop_damaged_positions():
   marks = stored.Marks(jnp.array([[-3, 1, 9]]), (-2,), (4,))
   assert marks.unpack().ravel().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+  ("outer", "dims", "axes", "packed"),
+  [
+    ((5,), (256,), (-2,), (-2,)),
+    ((5,), (384,), (-2,), (-2,)),  # blocks of 128
+    ((5,), (40,), (-2,), (-2,)),  # one block, with bits to spare
+    ((2, 6), (3, 3, 16), (-5, -4, -2), (-5, -4, -2)),
+    ((3, 64), (40,), (-2,), (-2, -1)),  # rows end within words
+    ((), (16, 20), (-2, -1), (-2,)),  # and words within a row
+    ((40,), (6, 4), (-3, -1), (-2,)),
+  ],
+)
+def test_marks_are_packed_as_their_plane(outer, dims, axes, packed):
+  marks = _marks(outer, dims, axes, 7)
+  damaged = marks.positions.at[..., 0].set(-1).at[..., 6].set(math.prod(dims))
+  for each in (marks, stored.Marks(damaged, axes, dims)):
+    expected = stored.Packed.pack(each.unpack(), 1, 0, packed)
+    found = each.pack(packed)
+    np.testing.assert_array_equal(found.words, expected.words)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_a_stack_of_gap_codes_is_packed_as_its_planes(shuffled):
+  marks = [_marks((64,), (256,), (-2,), 20, seed) for seed in range(2)]
+  stack = jax.tree.map(lambda *x: jnp.stack(x), *marks)
+
+  @jax.jit
+  def packed(stack):
+    coded = jax.vmap(lambda m: stored.GapCoded.encode(m, 4, shuffled))(stack)
+    each = jax.vmap(lambda c: c.pack((-2,)))(coded)
+    plane = stored.Packed.pack(stack.unpack(), 1, 0, (-2,))
+    return coded.pack((-2,)), each, plane
+
+  *found, plane = packed(stack)
+  for each in found:
+    np.testing.assert_array_equal(each.words, plane.words)
+    assert jax.tree.structure(each) == jax.tree.structure(plane)
+
+
+def test_packing_a_gap_code_makes_nothing_as_large_as_the_plane():
+  marks = _marks((128,), (4096,), (-2,), 41)
+  coded = jax.eval_shape(lambda m: stored.GapCoded.encode(m, 7), marks)
+  program = jax.jit(lambda c: c.pack((-2,))).lower(coded).compile()
+  assert program.memory_analysis().temp_size_in_bytes < 4096 * 128 / 2
 
 
 def test_sparse_is_exact():
