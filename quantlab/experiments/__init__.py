@@ -10,6 +10,10 @@ speech:       recordings that are enhanced, in streams and in integers.
 leafwise:     quantizes a tree, each finished leaf on disk.
 evaluate:     measures of a quantized model beside its float original.
 train:        trains a classifier.
+generation:   speed and memory of whole models from packed weights.
+bench:        speed on this machine, as ratios in one run.
+aot:          compiles kernels for accelerators that are not here;
+              aot_counts says what they take, kernel_cases which.
 sizes:        what a run will store, from shapes alone (the dry run).
 configs:      plain data to functions, checked before any work.
 workdir:      what a run leaves behind, and how it resumes.

@@ -31,6 +31,7 @@ from quantlab.core import bits as layout
 from quantlab.core import grids, qtensor, stored
 from quantlab.kernels import triton_decode as decode
 from quantlab.kernels import triton_kernel as kernel
+from quantlab.kernels import tuned
 
 Array = jax.Array
 
@@ -90,8 +91,8 @@ def matmul(
       groups along K that divide a block of codes or are multiples of it; or,
       with one grid for each column, any grid of at most 16 entries: `Codebook`
       up to 4 bits, `Labelled` with labels of 1 or 2 bits.
-    config: how to divide the work; by default a rule says. Without it at most
-      128 rows are taken, or 64 (`_most_rows`).
+    config: how to divide the work; by default as tuned (`tuned.lookup`), or by
+      a rule (`choose`), and at most 128 rows or 64 (`_most_rows`).
     terms: 1 rounds values that are looked up to bf16, 3 takes them as sums of
       three bf16 numbers. An `Affine` grid is exact in either case.
     interpret: runs on any device, slowly.
@@ -114,13 +115,10 @@ def matmul(
     [128.0]
   """
   _check(x, w, terms)
-  rows, (depth, columns) = x.shape[0], w.shape
-  if config is None:
-    most = _most_rows(w, terms)
-    if rows > most:
-      raise NotImplementedError(f"at most {most} rows, got {x.shape=}")
-    config = choose(rows, depth, columns, 1 if _uniform(w) else terms)
-  plan = _plan(w, terms, config, interpret)
+  most = _most_rows(w, terms)
+  if config is None and x.shape[0] > most:
+    raise NotImplementedError(f"at most {most} rows, got {x.shape=}")
+  plan = _plan(x.shape[0], w, terms, config, interpret)
   return _matmul(plan, x, w)
 
 
@@ -142,9 +140,21 @@ def choose(rows: int, depth: int, columns: int, terms: int = 1) -> Config:
     stages = 2
   if terms > 1:
     tile, warps = 64, 4
+  return Config(tile, splits(tile, depth, columns), warps, stages)
+
+
+def splits(tile: int, depth: int, columns: int) -> int:
+  """S by the rule, for tiles of so many rows."""
   blocks = depth // layout.block_size(depth)
-  splits = PROGRAMS // -(-columns // tile)
-  return Config(tile, max(1, min(splits, blocks // 2)), warps, stages)
+  return max(1, min(PROGRAMS // -(-columns // tile), blocks // 2))
+
+
+def _division(key: tuned.Key) -> Config:
+  """As tuned for the device's kind, or by the rule."""
+  found = tuned.lookup(tuned.device_kind(), key)
+  if found is None:
+    return choose(key.m, key.k, key.n, key.terms)
+  return Config(**{"splits": splits(found["rows"], key.k, key.n), **found})
 
 
 def _most_rows(w: qtensor.QTensor, terms: int) -> int:
@@ -179,7 +189,7 @@ def _planes(w) -> list[Any]:
   return [w.codes, *labels]
 
 
-def _plan(w, terms, config, interpret) -> kernel.Plan:
+def _plan(rows, w, terms, config, interpret) -> kernel.Plan:
   depth, columns = w.shape
   block = layout.block_size(depth)
   bits = tuple(plane.bits for plane in _planes(w))
@@ -200,6 +210,8 @@ def _plan(w, terms, config, interpret) -> kernel.Plan:
   words, units = decode.units(block, bits, most) if most else (0, ())
   if words < 8 or bits[0] not in (2, 3, 4, 8):
     raise NotImplementedError(f"no units in {depth=} {bits=} {group=}")
+  if config is None:
+    config = _division(tuned.key(rows, w, terms))
   return kernel.Plan(
     bits=bits,
     block=block,
@@ -225,13 +237,12 @@ def _parts(grid) -> tuple[Any, ...]:
 @functools.partial(jax.jit, static_argnums=0)
 def _matmul(plan: kernel.Plan, x: Array, w: qtensor.QTensor) -> Array:
   rows = x.shape[0]
-  padded = max(16, 1 << (rows - 1).bit_length())
-  x = jnp.pad(x, ((0, padded - rows), (0, 0)))
+  x = jnp.pad(x, ((0, tuned.padded(rows) - rows), (0, 0)))
   words = tuple(plane.words for plane in _planes(w))
   if plan.terms:
     return _call(plan, x, words, (_tables(plan, w.grid),))[:rows]
   span = plan.span if plan.grouped else plan.group
-  sums = x.astype(jnp.float32).reshape(padded, -1, span).sum(2)
+  sums = x.astype(jnp.float32).reshape(x.shape[0], -1, span).sum(2)
   shape = (w.shape[0] // plan.group, plan.columns)
   scale, zero = (
     jnp.broadcast_to(a.astype(jnp.float32), shape)

@@ -188,7 +188,7 @@ def _products(
 
 
 @jax.jit
-def _error(y: Array, x: Array, w: Any) -> Array:
+def error(y: Array, x: Array, w: Any) -> Array:
   """The largest error of a product, in units of `|x| @ |w|`."""
   rows = x.astype(jnp.float32)
   wide = qtensor.dequantize(w).astype(jnp.float32)
@@ -292,7 +292,7 @@ def _compare(
   known = {
     product.name: {
       "bits": product.bits,
-      "error": float(_error(product.multiply(x, w), x, w)),
+      "error": float(error(product.multiply(x, w), x, w)),
     }
     for product in products
     for w in product.weights[:1]
