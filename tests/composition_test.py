@@ -75,21 +75,20 @@ WORSE = {("splitquant", "icquant", "conv")}
 PAIRS = [
   pair for pair in itertools.product(METHODS, METHODS) if pair not in IMPOSSIBLE
 ]
-# A kernel without a centre tap and a stack are further shapes: there a method
-# is outside once and inside once.
-CHAINED = [
-  ("icquant", "exact_outliers"),
-  ("exact_outliers", "icquant"),
-  ("splitquant", "clusterquant"),
-  ("clusterquant", "splitquant"),
-]
+# Over a convolution the methods that store positions or a part of the kernel,
+# whose sizes depend on what they are in. A kernel without a centre tap, with
+# blocks, and a stack are further shapes: each has one half of the methods.
+INSIDE_CFWS = [("cfws", "icquant"), ("cfws", "clusterquant"), ("cfws", "cfws")]
 SHORT = [
   *(
     (pair, "conv")
     for pair in PAIRS
-    if pair in CHAINED or "icquant" in pair or pair[0] == "cfws"
+    if (pair[0] == "icquant" or pair[1] == "icquant" or pair in INSIDE_CFWS)
   ),
-  *((pair, kind) for pair in CHAINED for kind in ("mlp", "stacked")),
+  (("icquant", "exact_outliers"), "mlp"),
+  (("exact_outliers", "icquant"), "stacked"),
+  (("exact_outliers", "clusterquant"), "mlp"),
+  (("clusterquant", "splitquant"), "stacked"),
 ]
 CELLS = [
   *SHORT,

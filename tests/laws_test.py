@@ -172,6 +172,10 @@ CASES = {
 }
 # What these add is in other tests too, and each compiles several programs.
 VARIANTS = (
+  "rtn2",
+  "rtn8",
+  "rtn4_full_range",
+  "percentile",
   "icquant_all",
   "icquant_shuffled",
   "icquant_lloyd2",
@@ -290,7 +294,12 @@ def _again(part):
 
 
 @pytest.mark.parametrize(
-  "name", [n for n, c in CASES.items() if c.idempotent and n not in VARIANTS]
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.study] * (name in VARIANTS))
+    for name, case in CASES.items()
+    if case.idempotent
+  ],
 )
 def test_idempotent(name):
   once = _values(name)
@@ -303,11 +312,16 @@ def test_idempotent(name):
   [
     *(
       pytest.param(
-        name, jnp.bfloat16, marks=[pytest.mark.study] * (name in VARIANTS)
+        name,
+        jnp.bfloat16,
+        # splitquant_test has exact branches of this type.
+        marks=[pytest.mark.study] * (name in (*VARIANTS, "splitquant2")),
       )
       for name in CASES
     ),
-    *((name, jnp.float16) for name in ("rtn3", "lloyd2", "icquant_rtn2")),
+    ("rtn3", jnp.float16),
+    pytest.param("lloyd2", jnp.float16, marks=pytest.mark.study),
+    pytest.param("icquant_rtn2", jnp.float16, marks=pytest.mark.study),
   ],
 )
 def test_keeps_shape_dtype_and_structure(name, dtype):
@@ -392,37 +406,68 @@ def test_gradient_passes_straight_through(name):
   assert np.mean(same) > 0.6
 
 
-@ALL
-def test_degenerate_tensors(name):
+def _check_constants(name, shape):
   case = CASES[name]
-  shapes = [(*case.shape[:-2], 1, 3), case.shape]
-  if "block" in name:
-    shapes = shapes[1:]
-  for shape in shapes:
-    for value in (0.0, -1.5):
-      w = jnp.full(shape, value)
-      out = ql.quantize(case.quantizer, w, key=_key(case)).dequantize()
-      np.testing.assert_allclose(out, w, rtol=0.2)
+  for value in (0.0, -1.5):
+    w = np.full(shape, value, np.float32)
+    q = ql.quantize(case.quantizer, jnp.asarray(w), key=_key(case))
+    np.testing.assert_allclose(q.dequantize(), w, rtol=0.2)
 
 
-def test_convolutions_stacks_and_vectors():
-  # What the composition of methods does not walk: see composition_test.
-  cases = {
-    (3, 3, 32, 8): (ql.lloyd(2), ql.easyquant(3)),
-    (2, 64, 8): (ql.lloyd(2), ql.easyquant(3)),
-    (64,): (ql.rtn(4), ql.lloyd(2), ql.icquant(ql.rtn(3)), ql.easyquant(3)),
-  }
-  for shape, quantizers in cases.items():
-    w = draws.normal(shape)
-    for quantizer in quantizers:
-      q = ql.quantize(quantizer, w)
-      out = np.asarray(q.dequantize())
-      assert q.shape == out.shape == shape
-      assert np.mean((out - np.asarray(w)) ** 2) < 0.2
+@ALL
+def test_constant_tensors(name):
+  _check_constants(name, CASES[name].shape)
+
+
+# The others divide by the same ranges of a row.
+ONE_ELEMENT = (
+  *("rtn3", "rtn4_symmetric", "rtn4_tensor", "mse", "stochastic", "lloyd2"),
+  *("icquant_rtn2", "easyquant4", "rtn3_exact_zero", "clusterquant2", "cfws8"),
+)
 
 
 @pytest.mark.parametrize(
-  "name", ["rtn3", "lloyd2", "icquant_rtn2", "easyquant4"]
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.study] * (name not in ONE_ELEMENT))
+    for name in CASES
+    if "block" not in name
+  ],
+)
+def test_rows_of_one_element(name):
+  _check_constants(name, (*CASES[name].shape[:-2], 1, 3))
+
+
+# What the composition of methods does not walk: see composition_test.
+SHAPED = [
+  ((3, 3, 32, 8), ql.lloyd(2)),
+  pytest.param((3, 3, 32, 8), ql.easyquant(3), marks=pytest.mark.study),
+  pytest.param((2, 64, 8), ql.lloyd(2), marks=pytest.mark.study),
+  ((2, 64, 8), ql.easyquant(3)),
+  ((64,), ql.rtn(4)),
+  ((64,), ql.lloyd(2)),
+  ((64,), ql.icquant(ql.rtn(3))),
+  ((64,), ql.easyquant(3)),
+]
+
+
+@pytest.mark.parametrize(("shape", "quantizer"), SHAPED)
+def test_convolutions_stacks_and_vectors(shape, quantizer):
+  w = draws.normal(shape)
+  q = ql.quantize(quantizer, w)
+  out = np.asarray(q.dequantize())
+  assert q.shape == out.shape == shape
+  assert np.mean((out - np.asarray(w)) ** 2) < 0.2
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "rtn3",
+    pytest.param("lloyd2", marks=pytest.mark.study),
+    "icquant_rtn2",
+    "easyquant4",
+  ],
 )
 def test_stacked_equals_slice_by_slice(name):
   case = CASES[name]

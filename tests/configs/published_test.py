@@ -176,7 +176,8 @@ def test_rules_cover_the_published_model(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-  ("size", "count"), [("a0", 22), ("a1", 22), ("b0", 28)]
+  ("size", "count"),
+  [("a0", 22), pytest.param("a1", 22, marks=pytest.mark.study), ("b0", 28)],
 )
 def test_rules_cover_the_published_repvgg(size, count):
   config = _config("cfws_repvgg")
@@ -255,9 +256,8 @@ def test_splitquant_on_a_tiny_llama(tmp_path):
     assert row["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
 
 
-@pytest.mark.parametrize(
-  "kind", ["bloom", pytest.param("llama", marks=pytest.mark.study)]
-)
+@pytest.mark.study  # the same job as with ICQuant
+@pytest.mark.parametrize("kind", ["bloom", "llama"])
 def test_easyquant_on_a_tiny_model(tmp_path, kind):
   config = _tiny_causal(tmp_path, f"easyquant_{kind}", kind)
   config.weights.update(method="easyquant")

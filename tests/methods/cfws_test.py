@@ -71,7 +71,7 @@ def test_parts_add_up(granularity, extract):
     {"extract": False, "coarse_granularity": ql.per_tensor},
     {"bits": 4},
     {"dtype": jnp.float16},
-    {"dtype": jnp.bfloat16},
+    pytest.param({"dtype": jnp.bfloat16}, marks=pytest.mark.study),
   ],
 )
 def test_coarse_part_is_exact_and_uses_all_codes(options):
@@ -142,7 +142,9 @@ def test_rounding_goldens():
   np.testing.assert_allclose(residual, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+  "bits", [2, pytest.param(4, marks=pytest.mark.study), 8]
+)
 @pytest.mark.parametrize("sigma", [0.05, 1.0])
 def test_error_bound_per_channel(bits, sigma):
   most = 2 ** (bits - 1) - 1
@@ -229,11 +231,11 @@ def test_refuses_what_has_no_centre_tap(shape, extract):
 @pytest.mark.parametrize(
   ("shape", "centre"),
   [
-    ((5, 5, 8, 4), (2, 2)),
+    pytest.param((5, 5, 8, 4), (2, 2), marks=pytest.mark.study),
     ((1, 3, 8, 4), (0, 1)),
     ((7, 8, 4), (3,)),
     ((3, 3, 3, 8, 4), (1, 1, 1)),
-    ((3, 3, 1, 8), (1, 1)),
+    pytest.param((3, 3, 1, 8), (1, 1), marks=pytest.mark.study),
   ],
 )
 def test_windows_of_any_odd_size(shape, centre):
@@ -246,7 +248,13 @@ def test_windows_of_any_odd_size(shape, centre):
   assert _sqnr(q, w) > _sqnr(naive, w) + 10
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(
+  "bits",
+  [
+    pytest.param(bits, marks=[pytest.mark.study] * (bits not in (2, 5, 8)))
+    for bits in range(2, 9)
+  ],
+)
 def test_other_widths(bits):
   w = _kernel(0.05, size=32)
   q = ql.quantize(ql.cfws(bits), w)
@@ -266,10 +274,10 @@ def test_refuses_other_widths(bits):
   [
     ql.rtn(4),
     ql.rtn(4, granularity=ql.per_block(2, 16)),
-    ql.lloyd(3),
     *(
       pytest.param(fine, marks=pytest.mark.study)
       for fine in (
+        ql.lloyd(3),
         ql.icquant(ql.rtn(4), ratio=0.05),
         ql.easyquant(4, steps=5),
         ql.splitquant(ql.rtn(4, exact_zero=True)),
@@ -294,7 +302,9 @@ def test_fine_part_takes_any_method(fine):
     np.testing.assert_allclose(q.dequantize(), w, atol=2e-7)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+  "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.study)]
+)
 def test_half_precision_kernels(dtype):
   w = _kernel().astype(dtype)
   q = ql.quantize(ql.cfws(), w)
@@ -324,7 +334,7 @@ def test_logits_of_a_small_network():
   class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-      for _ in range(3):
+      for _ in range(2):
         x = nn.relu(nn.Conv(16, (3, 3))(x))
       return nn.Conv(5, (3, 3))(x).mean(axis=(1, 2))
 

@@ -65,7 +65,9 @@ def _lloyd(x, centres, steps=200):
   return centres
 
 
-@pytest.mark.parametrize("levels", [4, 16])
+@pytest.mark.parametrize(
+  "levels", [4, pytest.param(16, marks=pytest.mark.study)]
+)
 @pytest.mark.parametrize("kind", ["gauss", "student", "clusters", "skewed"])
 def test_as_good_as_the_best_of_ten_starts(kind, levels):
   rng = np.random.default_rng(3)
@@ -105,8 +107,8 @@ def test_weights_move_the_levels():
 
 
 def test_row_without_weight_is_finite():
-  levels = ql.kmeans()(jnp.ones((2, 9)), jnp.zeros((2, 9)), 4)
-  assert jnp.isfinite(levels).all()
+  levels = _fit(np.ones(12, np.float32), np.zeros(12, np.float32), 4)
+  assert np.isfinite(levels).all()
 
 
 def test_eight_bits():

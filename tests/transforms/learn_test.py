@@ -27,11 +27,13 @@ def _gradients(kind, spec, x=X, **values):
   state = _state(kind, spec, **values)
 
   def out(learned, x):
-    return q.apply(x, ql.State((learned, ()), ((), ())))[0].dequantize()
+    values = q.apply(x, ql.State((learned, ()), ((), ())))[0].dequantize()
+    return values, values
 
-  numbers, by_x = jax.jacobian(out, (0, 1))(state.learned, x)
-  found = {name: a[:, 0] for name, a in numbers.values.items()}
-  return out(state.learned, x), found, jnp.diagonal(by_x)
+  jacobian = jax.jit(jax.jacobian(out, (0, 1), has_aux=True))
+  (numbers, by_x), values = jacobian(state.learned, x)
+  found = {name: np.asarray(a)[:, 0] for name, a in numbers.values.items()}
+  return np.asarray(values), found, np.diagonal(by_x)
 
 
 def test_lsq_plus_golden_vector():
@@ -85,23 +87,25 @@ def test_sigmoid_is_a_factor_of_the_gradient():
     )
 
 
-def test_configurations_3_and_4_are_one_function():
+@pytest.mark.parametrize(
+  "bits", [2, pytest.param(4, marks=pytest.mark.study), 8]
+)
+def test_configurations_3_and_4_are_one_function(bits):
   x = 1.3 * draws.normal((500,)) + 0.2
-  for bits in (2, 4, 8):
-    signed, unsigned = base.IntSpec(bits), base.IntSpec(bits, signed=False)
-    half = 2 ** (bits - 1)
-    a = _gradients(ql.scale_offset, signed, x, scale=0.21, offset=0.15)
-    b = _gradients(
-      ql.scale_offset, unsigned, x, scale=0.21, offset=0.15 - 0.21 * half
-    )
-    off = jnp.abs(a[0] - b[0]) > 1e-4  # on a tie
-    assert jnp.mean(off) < 0.01
-    scale = a[1]["scale"] + half * a[1]["offset"]
-    np.testing.assert_allclose(
-      jnp.where(off, 0, b[1]["scale"]),
-      jnp.where(off, 0, scale),
-      atol=1e-4 * half,
-    )
+  signed, unsigned = base.IntSpec(bits), base.IntSpec(bits, signed=False)
+  half = 2 ** (bits - 1)
+  a = _gradients(ql.scale_offset, signed, x, scale=0.21, offset=0.15)
+  b = _gradients(
+    ql.scale_offset, unsigned, x, scale=0.21, offset=0.15 - 0.21 * half
+  )
+  off = np.abs(a[0] - b[0]) > 1e-4  # on a tie
+  assert np.mean(off) < 0.01
+  scale = a[1]["scale"] + half * a[1]["offset"]
+  np.testing.assert_allclose(
+    np.where(off, 0, b[1]["scale"]),
+    np.where(off, 0, scale),
+    atol=1e-4 * half,
+  )
 
 
 @pytest.mark.parametrize("name", parameterization.PARAMETERIZATIONS)
@@ -215,8 +219,14 @@ def test_gradients_are_those_of_frozen_residuals(
   [
     (2, 0.7, (-0.3443, -0.1804), (-0.3183, -0.1743)),
     (2, 1.1, (0.0130, -0.1127), (0.0424, -0.0962)),
-    (3, 0.4, (-0.4560, -0.0489), (-0.4425, -0.0481)),
-    (4, 0.2, (-0.8474, -0.0134), (-0.8408, -0.0133)),
+    pytest.param(
+      *(3, 0.4, (-0.4560, -0.0489), (-0.4425, -0.0481)),
+      marks=pytest.mark.study,
+    ),
+    pytest.param(
+      *(4, 0.2, (-0.8474, -0.0134), (-0.8408, -0.0133)),
+      marks=pytest.mark.study,
+    ),
     (8, 0.02, (-0.87979, 0.0009), (-0.87997, 0.0009)),
   ],
 )
@@ -259,7 +269,7 @@ def test_gradient_scale_changes_the_gradient_alone():
     gradient_scale=lambda count, spec: (count * spec.hi) ** -0.5,
   )
   x = draws.normal((32, 4))
-  state = plain.init(x)
+  state = jax.jit(plain.init)(x)
 
   def total(quantizer, learned):
     q, _ = ql.chain(quantizer, ql.nearest()).apply(
@@ -268,7 +278,7 @@ def test_gradient_scale_changes_the_gradient_alone():
     return jnp.sum(q.dequantize() ** 3)
 
   (a, da), (b, db) = (
-    jax.value_and_grad(lambda s, q=q: total(q, s))(state.learned)
+    jax.jit(jax.value_and_grad(functools.partial(total, q)))(state.learned)
     for q in (plain, slow)
   )
   assert a == b
@@ -321,18 +331,19 @@ def test_a_margin_lets_gradients_of_rounded_ends_pass():
       ((), ()),
     )
 
-    def out(x, q=q, state=state):
-      return q.apply(x, state)[0].dequantize()
+    def total(x, q=q, state=state):
+      out = q.apply(x, state)[0].dequantize()
+      return jnp.sum(out), out
 
-    np.testing.assert_array_equal(out(x), [0, 0, 1, 3, 3])
-    slope = jax.grad(lambda x, out=out: jnp.sum(out(x)))(x)
+    slope, out = jax.jit(jax.grad(total, has_aux=True))(x)
+    np.testing.assert_array_equal(out, [0, 0, 1, 3, 3])
     np.testing.assert_array_equal(slope, expected)
 
 
 def test_integer_zero_points():
   x = draws.normal((64, 6)) + 0.3
-  quantizer = ql.lsq_plus(4, granularity=ql.per_output)
-  state = quantizer.init(x)
+  quantizer = ql.lsq_plus(4, granularity=ql.per_output, start=ql.minmax)
+  state = jax.jit(quantizer.init)(x)
   exact = state._replace(learned=ql.integer_zero(state.learned))
   q = ql.quantize(quantizer, x, state=exact)
   zero = np.asarray(q.grid.zero, np.float32)
@@ -342,7 +353,7 @@ def test_integer_zero_points():
   shift = np.abs(zero - np.asarray(plain.grid.zero))
   assert 0 < shift.max() <= 0.5
   # What is symmetric has no zero point to round.
-  symmetric = ql.lsq(4).init(x)
+  symmetric = jax.jit(ql.lsq(4, start=ql.three_sigma).init)(x)
   assert ql.integer_zero(symmetric.learned)[0] is symmetric.learned[0]
 
 

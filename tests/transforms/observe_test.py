@@ -20,6 +20,11 @@ OBSERVERS = {
   "histogram": observe.histogram(estimate.minmax, bins=256),
 }
 ALL = pytest.mark.parametrize("name", OBSERVERS)
+# Extremes are reduced as the ranges of a moving average are.
+KINDS = pytest.mark.parametrize(
+  "name",
+  ["ema", pytest.param("extremes", marks=pytest.mark.study), "histogram"],
+)
 
 
 @functools.cache
@@ -110,8 +115,12 @@ def test_histogram_percentiles_are_close(p, relu):
   ("estimator", "tolerance"),
   [
     (estimate.mse, 0.02),
-    (estimate.mse_golden(), 0.02),
-    (estimate.by_gradient(estimate.absmax, steps=200), 0.02),
+    pytest.param(estimate.mse_golden(), 0.02, marks=pytest.mark.study),
+    pytest.param(
+      estimate.by_gradient(estimate.absmax, steps=200),
+      0.02,
+      marks=pytest.mark.study,
+    ),
     (divergence.kl(), 0.15),
     (divergence.kl_improved(), 0.15),
   ],
@@ -276,7 +285,10 @@ def test_a_tensor_that_is_not_finite_is_not_counted(name):
 
 @pytest.mark.parametrize(
   ("granularity", "cells"),
-  [(ql.per_tensor, (1, 1, 1)), (ql.per_channel(-1), (1, 1, 8))],
+  [
+    pytest.param(ql.per_tensor, (1, 1, 1), marks=pytest.mark.study),
+    (ql.per_channel(-1), (1, 1, 8)),
+  ],
 )
 def test_the_batch_may_vary(granularity, cells):
   xs = [_normal((n, 5, 8), n) for n in (4, 2, 7)]
@@ -328,7 +340,7 @@ def test_ranges_have_no_gradient():
     np.testing.assert_allclose(gradient[np.asarray(inside)], 1, rtol=1e-5)
 
 
-@ALL
+@KINDS
 def test_one_trace_in_scan_and_under_vmap(name):
   quantizer = _stage(name, ql.per_channel(-1))
   xs = jnp.stack(_batches(4, (6, 8)))
@@ -350,7 +362,7 @@ def test_one_trace_in_scan_and_under_vmap(name):
   np.testing.assert_allclose(q.grid.scale[2], alone.grid.scale, rtol=1e-6)
 
 
-@ALL
+@KINDS
 def test_a_batch_over_devices_stays_there(name):
   x = _normal((64, 32, 16))
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
@@ -393,9 +405,17 @@ GRANULARITIES = {
   "channel": (ql.per_channel(-1), (1, 1, 16)),
   "block": (ql.per_block(-1, 8), (1, 40, 2)),
 }
+# What each estimator finds is in estimate_test: here one of each kind watches.
+WATCHING = (
+  *("extremes", "ema minmax", "ema absmax", "ema percentile", "ema kl"),
+  *("histogram absmax", "histogram percentile", "histogram mse"),
+  "histogram kl_improved",
+)
 # Rows are rows to an estimator: each sees one of the three kinds of them.
 CELLS = [
-  (name, cells)
+  pytest.param(
+    *(name, cells), marks=[pytest.mark.study] * (name not in WATCHING)
+  )
   for i, name in enumerate(WATCHERS)
   for j, cells in enumerate(GRANULARITIES)
   if i % 3 == j

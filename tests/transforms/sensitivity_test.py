@@ -63,7 +63,8 @@ def _weighted(q):
   "quantizer",
   [
     ql.lloyd(2),
-    ql.icquant(ql.lloyd(2), ratio=0.05),
+    pytest.param(ql.icquant(ql.lloyd(2), ratio=0.05), marks=pytest.mark.study),
+    ql.icquant(ql.rtn(2, estimator=ql.mse), ratio=0.05),
     pytest.param(ql.splitquant(ql.lloyd(2)), marks=pytest.mark.study),
     pytest.param(ql.clusterquant(ql.lloyd(2)), marks=pytest.mark.study),
     pytest.param(

@@ -1,6 +1,7 @@
 """Trainings that keep a budget, and what refuses one."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -50,6 +51,11 @@ CONFIG = {
       "budget": {"most": 1.75 * FLOOR, "allocate": "programme"},
       "train": {"steps": 1},
     },
+    "pushed": {
+      "budget": {"most": 2 * FLOOR, "rate": 1e-6},
+      "train": {"steps": 1},
+      "quantizers": {"acts": None},  # of 32 bits
+    },
   },
 }
 
@@ -65,6 +71,13 @@ def _done(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cnn, "NETWORKS", {"tiny": TINY})
     return folder, qat.run(CONFIG, folder)
+
+
+@pytest.fixture(name="begun")
+def _begun(done, tmp_path):
+  """The folder of another run, with the same float model."""
+  shutil.copytree(done[0] / "float", tmp_path / "run/float")
+  return tmp_path / "run"
 
 
 def _changed(budget, quantizers=None, **variant):
@@ -102,7 +115,7 @@ def test_cost_is_logged_and_gates_wait(done):
   assert rows[-1]["cost"] < rows[0]["cost"]
 
 
-def test_a_killed_run_ends_with_the_same_bits(done, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_bits(done, begun, monkeypatch):
   class Killed(BaseException):
     pass
 
@@ -111,50 +124,55 @@ def test_a_killed_run_ends_with_the_same_bits(done, tmp_path, monkeypatch):
 
   def killing(*args):
     seen.append(1)
-    if len(seen) == 4 + 8:
+    if len(seen) == 8:
       raise Killed
     return check(*args)
 
   config = {**CONFIG, "variants": {"guided": CONFIG["variants"]["guided"]}}
   monkeypatch.setattr(train, "check", killing)
   with pytest.raises(Killed):
-    qat.run(config, tmp_path / "run")
-  results = qat.run(config, tmp_path / "run")
+    qat.run(config, begun)
+  results = qat.run(config, begun)
   folder, expected = done
   assert results["guided"] == expected["guided"]
-  a, b = (ql.restore(f / "guided/params") for f in (tmp_path / "run", folder))
+  a, b = (ql.restore(f / "guided/params") for f in (begun, folder))
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_training_that_never_kept_it_is_pushed(tmp_path):
-  budget = {"most": 2 * FLOOR, "rate": 1e-6}
-  row = qat.run(_changed(budget), tmp_path / "run")["one"]
+def test_a_training_that_never_kept_it_is_pushed(done):
+  folder, results = done
+  rows = [row for row in logbook.read(folder / "pushed") if "cost" in row]
+  row = results["pushed"]
+  assert rows[-1]["cost"] > row["budget"]
   assert row["least"] <= row["cost"] <= row["budget"]
 
 
+ICQUANT = {"method": "icquant", "inner": {"method": "rtn"}, "ratio": 0.1}
+
+
 @pytest.mark.parametrize(
-  "of", ["bits", pytest.param("bytes", marks=pytest.mark.study)]
+  ("inner", "of", "most"),
+  [
+    ({"method": "rtn"}, "bits", 5000),
+    pytest.param(ICQUANT, "bits", 6400, marks=pytest.mark.study),
+    pytest.param(ICQUANT, "bytes", 860, marks=pytest.mark.study),
+  ],
 )
-def test_stored_bits_of_any_quantizer(tmp_path, of):
+def test_stored_bits_of_any_quantizer(begun, inner, of, most):
   # One gate, of most of the weights.
   rules = {"weights": [["hidden_0/kernel", "weights"]]}
   quantizers = {
     "weights": {
       "method": "gated",
-      "inner": {
-        "method": "icquant",
-        "inner": {"method": "rtn"},
-        "ratio": 0.1,
-      },
+      "inner": inner,
       "widths": [2, 3],
     },
     "acts": None,
   }
-  most = {"bits": 6400, "bytes": 860}[of]
   budget = {"most": most, "of": of, "direction": "dir_3", "rate": 1, "every": 2}
   config = _changed(budget, quantizers) | rules
-  row = qat.run(config, tmp_path / "run")["one"]
-  params = ql.restore(tmp_path / "run/one/params")["params"]
+  row = qat.run(config, begun)["one"]
+  params = ql.restore(begun / "one/params")["params"]
   stored = ql.nbits(params)
   inputs = 64  # 8 bits each; 8 hidden ones of 32 bits are fewer
   assert row["cost"] == (stored if of == "bits" else stored // 8 + inputs)

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -18,7 +19,7 @@ TINY = cnn.CNN(4, ((4, 1),), cnn.Residual, jax.nn.swish)
 CONFIG = {
   "seed": 3,
   "model": {"name": "tiny"},
-  "data": {"limit": 64},
+  "data": {"limit": 60},
   "float": {"steps": 12, "batch_size": 12, "save_every": 5},
   "train": {
     "steps": 8,
@@ -62,7 +63,8 @@ CONFIG = {
 }
 
 
-# The float model and one variant.
+# The float model alone, and with one variant.
+FLOAT = {name: CONFIG[name] for name in ("seed", "model", "data", "float")}
 FIRST = {
   **CONFIG,
   "variants": {"lsq_plus": CONFIG["variants"]["lsq_plus"]},
@@ -93,6 +95,13 @@ def _done(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cnn, "NETWORKS", {**cnn.NETWORKS, "tiny": TINY})
     return folder, qat.run(CONFIG, folder)
+
+
+@pytest.fixture(name="begun")
+def _begun(done, tmp_path):
+  """The folder of another run, with the same float model."""
+  shutil.copytree(done[0] / "float", tmp_path / "run/float")
+  return tmp_path / "run"
 
 
 def test_scores_and_files(done):
@@ -136,28 +145,31 @@ class Killed(BaseException):
   pass
 
 
-def test_a_killed_run_ends_with_the_same_bits(done, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_bits(done, begun, monkeypatch):
   seen = []
   check = train.check
 
   def killing(*args):
     seen.append(1)
-    if len(seen) == 17:  # in the second training
+    if len(seen) == 5:
       raise Killed
     return check(*args)
 
   monkeypatch.setattr(train, "check", killing)
   with pytest.raises(Killed):
-    qat.run(FIRST, tmp_path / "run")
-  results = qat.run(FIRST, tmp_path / "run")
+    qat.run(FIRST, begun)
+  results = qat.run(FIRST, begun)
   folder, expected = done
   assert results == _first(expected)
-  for name in results:
-    _same(_params(tmp_path / "run", name), _params(folder, name))
-    assert logbook.read(tmp_path / "run" / name) == logbook.read(folder / name)
+  _same(_params(begun, "lsq_plus"), _params(folder, "lsq_plus"))
+  logs = [logbook.read(root / "lsq_plus") for root in (begun, folder)]
+  assert logs[0] == logs[1]
 
 
-def test_a_run_killed_before_its_result_resumes(done, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_result_resumes(done, begun, monkeypatch):
+  # Trained, and not yet scored.
+  after = shutil.ignore_patterns("result.json", "params", "acts", "curves.png")
+  shutil.copytree(done[0] / "lsq_plus", begun / "lsq_plus", ignore=after)
   draw = curves.of_run
 
   def killing(folder, best):
@@ -168,11 +180,11 @@ def test_a_run_killed_before_its_result_resumes(done, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(curves, "of_run", killing)
     with pytest.raises(Killed):
-      qat.run(FIRST, tmp_path / "run")
-  assert (tmp_path / "run/lsq_plus/params").exists()
-  assert not (tmp_path / "run/lsq_plus/result.json").exists()
-  assert qat.run(FIRST, tmp_path / "run") == _first(done[1])
-  assert (tmp_path / "run/lsq_plus/curves.png").exists()
+      qat.run(FIRST, begun)
+  assert (begun / "lsq_plus/params").exists()
+  assert not (begun / "lsq_plus/result.json").exists()
+  assert qat.run(FIRST, begun) == _first(done[1])
+  assert (begun / "lsq_plus/curves.png").exists()
 
 
 def test_sigterm_saves_and_stops(done, tmp_path, monkeypatch):
@@ -188,10 +200,14 @@ def test_sigterm_saves_and_stops(done, tmp_path, monkeypatch):
   monkeypatch.setattr(train, "check", terminating)
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(qat.Stopped, match="float: stopped and saved at step 7"):
-    qat.run(FIRST, tmp_path / "run")
+    qat.run(FLOAT, tmp_path / "run")
   assert signal.getsignal(signal.SIGTERM) is before
   assert (tmp_path / "run/float/saves/00000007").exists()
-  assert qat.run(FIRST, tmp_path / "run") == _first(done[1])
+  folder, expected = done
+  assert qat.run(FLOAT, tmp_path / "run") == {"float": expected["float"]}
+  _same(_params(tmp_path / "run", "float"), _params(folder, "float"))
+  logs = [logbook.read(root / "float") for root in (tmp_path / "run", folder)]
+  assert logs[0] == logs[1]
 
 
 def test_another_config_is_refused(done):
