@@ -17,8 +17,10 @@ STAMP  := $(VENV)/.installed
 AOT := $(VENV)/.aot
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 # Tests of a file share compiled programs, so they stay on one worker. More
-# workers than this only compile the same programs more often.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile
+# workers than this only compile the same programs more often. In the order of
+# pyproject.toml: by their number of tests the slow notebooks would come last.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile \
+	--no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -136,7 +136,7 @@ results = kernels.run(
   [(size, size)],
   [1, 16],
   rounds=5,
-  only=["4-bit", "2-bit", "ICQuant 2"],
+  only=["4-bit, blocks", "2-bit, blocks", "ICQuant 2"],
 )
 kernels.show(results)
 

@@ -34,7 +34,9 @@ def _same(w, q, contract=(0,)):
     ql.rtn(4, granularity=ql.per_tensor),
     ql.lloyd(2),
     ql.icquant(ql.rtn(3)),
-    ql.icquant(ql.rtn(3, symmetric=True)),
+    pytest.param(
+      ql.icquant(ql.rtn(3, symmetric=True)), marks=pytest.mark.study
+    ),
     ql.icquant(ql.lloyd(2)),
     ql.clusterquant(ql.rtn(2)),
   ],

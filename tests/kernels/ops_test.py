@@ -271,7 +271,7 @@ def test_the_log_says_why_a_weight_was_decoded(caplog):
 
 @pytest.mark.parametrize(
   ("dtype", "most"),
-  [(jnp.bfloat16, 5e-3), (jnp.float16, 5e-4), (jnp.float32, 1e-6)],
+  [(jnp.bfloat16, 5e-3), (jnp.float32, 1e-6)],
 )
 def test_types_of_a_kernels_product(dtype, most):
   x = ROW.astype(dtype)
@@ -303,9 +303,9 @@ def test_einsum_of_kernels(equation, shape, kernel):
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 @pytest.mark.parametrize(
-  "numbers", [NHWC, ("NCHW", "OIHW", "NCHW"), ("CNHW", "HWIO", "NHCW")]
+  ("strides", "numbers"),
+  [((2, 1), NHWC), ((1, 1), ("CNHW", "OIHW", "NHCW"))],
 )
 def test_a_1x1_convolution_is_a_product_of_matrices(strides, numbers, caplog):
   sizes = dict(zip("NHWC", (1, 2, 1, 256), strict=True))

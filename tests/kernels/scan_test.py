@@ -41,14 +41,14 @@ def _any_size(monkeypatch):
 
 EXAMPLES = [
   ("affine", 4, (256, 33), 1, 1),
-  ("affine", 2, (384, 7), 3, 2),
+  pytest.param(("affine", 2, (384, 7), 3, 2), marks=pytest.mark.study),
   ("affine", 3, (512, 9), 4, 3),
   ("affine", 8, (256, 5), 8, 65),
-  ("affine", 5, (128, 3), 1, 1),
+  pytest.param(("affine", 5, (128, 3), 1, 1), marks=pytest.mark.study),
   ("codebook", 3, (256, 6), 2, 1),
   ("icquant", 2, (512, 5), 1, 1),
   ("icquant", 4, (384, 5), 1, 20),
-  ("two_tables", 2, (256, 4), 2, 65),
+  pytest.param(("two_tables", 2, (256, 4), 2, 65), marks=pytest.mark.study),
   ("clusters", 3, (256, 4), 1, 1),
 ]
 

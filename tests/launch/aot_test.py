@@ -1,5 +1,4 @@
 import functools
-import importlib
 import json
 import pathlib
 import re
@@ -175,14 +174,14 @@ def test_too_much_shared_memory_is_a_fault():
 
 
 @needs_packages
-def test_launcher(reports, tmp_path, monkeypatch, capsys):
-  launcher = importlib.import_module("launch.aot")
-  monkeypatch.setattr(aot, "run", lambda target, *_: reports(target))
+def test_launcher(reports, launcher, tmp_path, monkeypatch, capsys):
+  launch, report = launcher("aot"), reports("v5e")
+  monkeypatch.setattr(aot, "run", lambda *_: report)
   out = tmp_path / "aot.json"
   flags.FLAGS.unparse_flags()
   flags.FLAGS(["aot", "--target=v5e", f"--out={out}"])
   with pytest.raises(SystemExit) as stop:
-    launcher.main(["aot"])
+    launch.main(["aot"])
   assert stop.value.code == 1
   assert "v5e: too much memory: " in capsys.readouterr().out
   results = json.loads(out.read_text())

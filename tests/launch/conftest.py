@@ -20,3 +20,22 @@ def _launch(monkeypatch):
     launcher.main([name])
 
   return launch
+
+
+@pytest.fixture(name="launcher")
+def _launcher():
+  """Imports a launcher, and forgets its flags: others have some of the name."""
+  loaded = []
+
+  def launcher(name):
+    loaded.append(f"launch.{name}")
+    return importlib.import_module(loaded[-1])
+
+  yield launcher
+  for name in loaded:
+    # Flags of an earlier import are still listed.
+    for flag in {
+      flag.name for flag in flags.FLAGS.flags_by_module_dict()[name]
+    }:
+      delattr(flags.FLAGS, flag)
+    del sys.modules[name]

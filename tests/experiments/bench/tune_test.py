@@ -3,7 +3,6 @@ import json
 import math
 import re
 
-from absl import flags
 import jax
 import jax.numpy as jnp
 import pytest
@@ -169,14 +168,3 @@ def test_refuses(monkeypatch):
     ValueError, match=r"no GPU, .* extra aot are not installed"
   ):
     tune.run(only=["4-bit"])
-
-
-def test_launcher(monkeypatch, tmp_path):
-  launcher = importlib.import_module("launch.bench")
-  table = {"device": "NVIDIA H200", "entries": []}
-  monkeypatch.setattr(tune, "run", lambda **options: table | options)
-  out = tmp_path / "nvidia_h200.json"
-  flags.FLAGS.unparse_flags()
-  flags.FLAGS(["bench", f"--out={out}", "--only=4-bit", "--rounds=3"])
-  launcher.main(["bench", "tune"])
-  assert json.loads(out.read_text()) == table | {"rounds": 3, "only": ["4-bit"]}
