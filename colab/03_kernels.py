@@ -50,7 +50,7 @@ logging.getLogger("quantlab.kernels").setLevel(logging.INFO)
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 device = jax.devices()[0]
-size = 512 if device.platform == "cpu" else 8192
+size = 1024 if device.platform == "cpu" else 8192
 print(device.device_kind)
 
 # %% [markdown]
@@ -156,10 +156,9 @@ for shift, color, rows, cases in (
   (0.2, ORANGE, 16, second),
 ):
   times = [cases[name]["seconds"] * 1e6 for name in names]
-  right.barh(places + shift, times, 0.4, color=color, label=f"{rows} rows of x")
-right.set_xscale("log")
-right.set_xlabel("microseconds of a product")
-right.legend()
+  right.barh(places + shift, times, 0.4, color=color, label=f"M = {rows}")
+right.set_xlabel("microseconds of a product with M rows of activations")
+fig.legend(loc="upper right", ncols=2)
 for axes in (left, right):
   axes.grid(axis="x", alpha=0.4)
   axes.set_axisbelow(True)
