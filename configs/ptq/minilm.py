@@ -15,9 +15,9 @@ One variant, or another model of the BERT family (a folder or a hub id):
 `--dry_run` prints the sizes of all leaves instead. Any argument of a method can
 be set, listed below or not: `--config.methods.rtn.estimator=mse`.
 
-Takes 7 minutes on 2 CPU cores, as busy as they are, and with
-`--config.evaluate=decoded` a third of that. With Python 3.11, whose docstrings
-the task is made of:
+Takes 7 minutes on 2 CPU cores, as busy as they are; less with
+`--config.evaluate=decoded`, which compiles once for all variants. With Python
+3.11, whose docstrings the task is made of:
 
   method     bits  bits/weight  SQNR dB  cosine   R@1    MRR   top-1 as float
   float        32       32.000           1.0000  0.448  0.567  1.000
