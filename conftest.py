@@ -18,6 +18,9 @@ _ROOT = pathlib.Path(__file__).parent
 _FLAGS = {
   "--xla_force_host_platform_device_count": 8,
   "--xla_backend_optimization_level": 0,
+  "--xla_cpu_use_fusion_emitters": "false",
+  "--xla_cpu_parallel_codegen_split_count": 1,
+  "--xla_llvm_disable_expensive_passes": "true",
 }
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

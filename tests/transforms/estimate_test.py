@@ -192,7 +192,8 @@ def test_optimal_ranges_of_a_gaussian(estimator, bits, best, error):
   x, density = _gaussian()
   spec = base.IntSpec(bits, symmetric=True)
   range_ = estimator(x, density, spec)
-  assert float(range_.hi[0]) == pytest.approx(best, abs=0.03)
+  # The error is flat there: steps of Adam wander about the best range.
+  assert float(range_.hi[0]) == pytest.approx(best, rel=0.02)
   found = _error(x, density, range_, spec)[0]
   assert found == pytest.approx(error, rel=0.02)
 
