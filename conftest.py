@@ -6,6 +6,8 @@ promotion forbidden. To run them on an accelerator, name it:
 """
 
 import atexit
+import gc
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -14,14 +16,17 @@ import tempfile
 
 _ROOT = pathlib.Path(__file__).parent
 # Most programs of a test run once, and compile for longer than they run: they
-# are not optimized. A test of what optimization could change asks for it.
+# are not optimized, and compile in less than half the time. A test of what
+# optimization could change asks for it; `XLA_FLAGS` says otherwise for all.
 _FLAGS = {
   "--xla_force_host_platform_device_count": 8,
   "--xla_backend_optimization_level": 0,
-  "--xla_cpu_use_fusion_emitters": "false",
   "--xla_cpu_parallel_codegen_split_count": 1,
   "--xla_llvm_disable_expensive_passes": "true",
 }
+# Version 0.12 has only the emitters that compile slowly.
+if importlib.metadata.version("jaxlib") < "0.12":
+  _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
@@ -60,6 +65,9 @@ def pytest_runtest_teardown(item, nextitem):
   if nextitem is None or nextitem.path != item.path:
     programs.release()
 
+
+# Traces and programs are many objects and little garbage.
+gc.set_threshold(50_000)
 
 # Examples of new shapes compile: no deadline, and few of them.
 # Derandomized, so that a failure is the same one for everybody.

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+import functools
 import pathlib
 import sys
 import sysconfig
@@ -70,13 +71,16 @@ def _sources(root: pathlib.Path) -> Iterator[pathlib.Path]:
         yield file
 
 
-def _split(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """Yields first line and body of a file's public docstrings."""
+@functools.cache  # seconds for all, and a run reads several splits
+def _split(file: pathlib.Path) -> list[tuple[str, str]]:
+  """First line and body of a file's public docstrings."""
   with warnings.catch_warnings(action="ignore"):  # Invalid escapes.
     tree = ast.parse(file.read_bytes())
+  found = []
   for node in _public(tree):
     query, _, document = (ast.get_docstring(node) or "").partition("\n")
-    yield " ".join(query.split()), " ".join(document.split())
+    found.append((" ".join(query.split()), " ".join(document.split())))
+  return found
 
 
 def _public(node: Any) -> Iterator[Any]:

@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,12 @@ def test_sum_adds_its_parts():
 def test_a_sum_has_the_same_bits_in_every_program(quantizer):
   def optimized(function, argument):
     # Products and sums are contracted here, if they can be.
-    options = {"xla_backend_optimization_level": 3}
+    options = {
+      "xla_backend_optimization_level": 3,
+      "xla_llvm_disable_expensive_passes": False,
+    }
+    if "fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
+      options["xla_cpu_use_fusion_emitters"] = True
     program = jax.jit(function).lower(argument).compile(options)
     return program(argument)
 
