@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.core import bits, gaps, stored
+from quantlab.core import bits, gaps, sparse
 from tests import draws
 
 ROWS = 20
@@ -139,8 +139,8 @@ def _expected(q, parts, shape, stack):
     total += part.grids * ROWS + 8 * part.taps
     total += 32 * -(-size // 20) * ROWS * part.clusters
   found = jax.tree.leaves(q, is_leaf=_of_the_data)
-  exact = [x for x in found if isinstance(x, stored.Sparse)]
-  codes = [x for x in found if isinstance(x, stored.GapCoded)]
+  exact = [x for x in found if isinstance(x, sparse.Sparse)]
+  codes = [x for x in found if isinstance(x, sparse.GapCoded)]
   assert len(codes) == sum(part.marked for part in parts)
   return (
     stack * total
@@ -150,7 +150,7 @@ def _expected(q, parts, shape, stack):
 
 
 def _of_the_data(x):
-  return isinstance(x, stored.Sparse | stored.GapCoded)
+  return isinstance(x, sparse.Sparse | sparse.GapCoded)
 
 
 @jax.jit
@@ -243,4 +243,4 @@ def test_exact_outliers_around_index_coded_ones_around_splits():
   kind = "conv"
   q = _stored(kind, "exact_outliers", "icquant", "splitquant")
   assert _error(q, kind) < _error(_stored(kind, "icquant", "splitquant"), kind)
-  assert isinstance(q.parts[-1], stored.Sparse)
+  assert isinstance(q.parts[-1], sparse.Sparse)

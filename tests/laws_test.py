@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.core import bits, gaps, grids, qtensor, stored
+from quantlab.core import bits, gaps, grids, qtensor, sparse, stored
 from tests import draws
 
 K, N = 96, 20
@@ -268,7 +268,7 @@ def test_error_is_at_most_half_a_step_inside_the_range(name):
     lo, hi = part.grid.bounds
     codes, at = map(np.asarray, _coded(part, x))
     inside = (at >= lo) & (at <= hi)
-    if isinstance(q, ql.Sum) and isinstance(q.parts[-1], stored.Sparse):
+    if isinstance(q, ql.Sum) and isinstance(q.parts[-1], sparse.Sparse):
       inside &= np.asarray(q.parts[-1].dequantize()) == 0
     limit = 1.0 if case.random else 0.5
     assert np.max(np.where(inside, np.abs(codes - at), 0)) <= limit + 1e-4
@@ -483,5 +483,5 @@ def test_stacked_equals_slice_by_slice(name):
 def test_stored_forms_are_small_pytrees():
   q = _stored("icquant_rtn2")
   assert isinstance(q.codes, stored.Packed)
-  assert isinstance(q.grid.labels, stored.GapCoded)
+  assert isinstance(q.grid.labels, sparse.GapCoded)
   assert qtensor.is_quantized(q)

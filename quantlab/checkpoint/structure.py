@@ -22,6 +22,7 @@ from quantlab.core import (
   histograms,
   parameterization,
   qtensor,
+  sparse,
   stored,
 )
 
@@ -37,8 +38,8 @@ _CLASSES: dict[str, Any] = {
     *(grids.Affine, grids.Bounded, grids.Codebook, grids.Labelled),
     *(grids.Raw, grids.Tails),
     *(qtensor.QTensor, qtensor.Sum, qtensor.Window),
-    *(stored.Digits, stored.GapCoded, stored.Marks, stored.Packed),
-    *(stored.Pair, stored.Sparse),
+    *(stored.Digits, sparse.GapCoded, sparse.Marks, stored.Packed),
+    *(stored.Pair, sparse.Sparse),
     *(nn.Partitioned, nn.LogicallyPartitioned),
   ]
 }

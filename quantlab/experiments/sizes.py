@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from quantlab.core import gaps, grids, qtensor, stored
+from quantlab.core import gaps, grids, qtensor, sparse
 from quantlab.experiments import configs, variants
 from quantlab.transforms import compose, plan
 
@@ -108,10 +108,10 @@ def _least_sure(marks: Iterable[str]) -> str:
 
 
 def _is_coded(x: Any) -> bool:
-  return isinstance(x, stored.GapCoded)
+  return isinstance(x, sparse.GapCoded)
 
 
-def _gap_code_bits(labels: stored.GapCoded) -> float:
+def _gap_code_bits(labels: sparse.GapCoded) -> float:
   dim = math.prod(labels.dims)
   each = gaps.expected_bits(labels.marks / dim, labels.bits, dim)
   return each * dim * math.prod(labels.outer)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, bits, grids, numerics, qtensor, stored
+from quantlab.core import base, bits, grids, numerics, qtensor, sparse, stored
 
 Array = jax.Array
 
@@ -64,7 +64,7 @@ def _prepared(q: Any) -> Any:
     return q
   if isinstance(q.grid.labels, stored.Packed):
     return q
-  if isinstance(q.grid.labels, (stored.Marks, stored.GapCoded)):
+  if isinstance(q.grid.labels, (sparse.Marks, sparse.GapCoded)):
     packed = q.grid.labels.pack(q.codes.axes)
     return dataclasses.replace(q, grid=grids.Labelled(packed, q.grid.grids))
   # A width that divides 32: no label is spread over words.
@@ -115,6 +115,40 @@ def matrix(w: Any, contract: tuple[int, ...]) -> qtensor.QTensor:
 def tables_of(grid: Any) -> Any:
   """A grid without labels: the grids that they choose from, or itself."""
   return grid.grids if isinstance(grid, grids.Labelled) else grid
+
+
+def planes(w: qtensor.QTensor) -> list[Any]:
+  """The codes and, if there are any, the labels of a weight."""
+  labels = [w.grid.labels] if isinstance(w.grid, grids.Labelled) else []
+  return [w.codes, *labels]
+
+
+def check(x: Array, w: Any) -> None:
+  """Refuses operands that are not of the form that kernels multiply.
+
+  What a kernel takes of that form is its own affair, grids in particular.
+
+  Args:
+    x: `[M, K]` bfloat16.
+    w: `[K, N]`, codes and labels packed along K from 0.
+
+  Raises:
+    ValueError: shapes do not fit, or x is not bfloat16.
+    NotImplementedError: w is something else, or packed otherwise.
+  """
+  if not isinstance(w, qtensor.QTensor):
+    raise NotImplementedError(f"no kernel for {type(w).__name__}")
+  if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
+    raise ValueError(f"expected [M, K] and [K, N], got {x.shape=}, {w.shape=}")
+  if x.dtype != jnp.bfloat16:
+    raise ValueError(f"activations must be bfloat16, got {x.dtype=}")
+  for plane in planes(w):
+    if not isinstance(plane, stored.Packed):
+      raise NotImplementedError(f"no kernel for {type(plane).__name__}")
+    if plane.axes != (-2,) or plane.lo:
+      raise NotImplementedError(
+        f"codes are not packed along K from 0: {plane.axes=}, {plane.lo=}"
+      )
 
 
 def num_cells(grid: Any) -> int:

@@ -30,8 +30,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from quantlab.core import bits as layout
-from quantlab.core import grids, qtensor, stored
-from quantlab.kernels import mosaic_decode, planes
+from quantlab.core import grids, qtensor
+from quantlab.kernels import form, mosaic_decode, planes
 
 Array = jax.Array
 Ref = Any
@@ -117,7 +117,8 @@ def matmul(
     NotImplementedError: another form of weight.
   """
   del terms  # of other grids
-  group = _check(x, w)
+  form.check(x, w)
+  group = _group(w)
   m, k, n = *x.shape, w.shape[1]
   config = config or configure(m, k, n, w.codes.bits, group)
   tile = _Tile(layout.block_size(k), w.codes.bits, group % k, config)
@@ -137,23 +138,18 @@ def matmul(
   return (out if tile.group else out * scale) - offset
 
 
-def _check(x: Array, w: qtensor.QTensor) -> int:
+def _group(w: qtensor.QTensor) -> int:
   """Codes of K that share a scale."""
   codes, grid = w.codes, w.grid
-  if not isinstance(codes, stored.Packed) or not isinstance(grid, grids.Affine):
-    form = f"{type(codes).__name__} on {type(grid).__name__}"
-    raise NotImplementedError(f"Packed on Affine only, got {form}")
-  if x.ndim != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0]:
-    raise ValueError(f"cannot multiply {x.shape=} and {w.shape=}")
-  if x.dtype != jnp.bfloat16:
-    raise ValueError(f"activations are bfloat16, got {x.dtype=}")
+  if not isinstance(grid, grids.Affine):
+    raise NotImplementedError(f"no kernel for {type(grid).__name__}")
   k, n = w.shape
   cells = grid.scale.shape[0]
   if grid.scale.shape != (cells, n) or k % cells:
     raise ValueError(f"{grid.scale.shape=} does not divide {w.shape=}")
   block, group = layout.block_size(k), k // cells
-  if codes.bits not in (2, 3, 4, 8) or codes.axes != (-2,) or codes.lo:
-    raise NotImplementedError(f"{codes.bits=}, {codes.axes=}, {codes.lo=}")
+  if codes.bits not in (2, 3, 4, 8):
+    raise NotImplementedError(f"no kernel for {codes.bits=}")
   cut = group < k and (group % 16 or (block % group and group % block))
   if k % 128 or block * codes.bits // 32 % 8 or cut:
     raise NotImplementedError(f"{k=}, {group=} codes of {codes.bits} bits")

@@ -28,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from quantlab.core import grids, qtensor, stored
+from quantlab.core import grids, qtensor
 from quantlab.kernels import form
 from quantlab.kernels import mosaic_tpu_decode as decode
 from quantlab.kernels import mosaic_tpu_kernel as kernel
@@ -90,7 +90,7 @@ def matmul(
     NotImplementedError: the kernel cannot read such a weight.
 
   Example:
-    >>> from quantlab.core import base
+    >>> from quantlab.core import base, stored
     >>> packed = stored.Packed.pack(jnp.full((256, 1), 3), 2, 0, (-2,))
     >>> ones = jnp.ones((1, 1))
     >>> w = qtensor.QTensor(
@@ -99,10 +99,7 @@ def matmul(
     >>> matmul(jnp.ones((1, 256), jnp.bfloat16), w, interpret=True)
     Array([[512.]], dtype=float32)
   """
-  if x.ndim != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0]:
-    raise ValueError(f"expected [M, K] and [K, N], got {x.shape=}, {w.shape=}")
-  if x.dtype != jnp.bfloat16:
-    raise ValueError(f"activations must be bfloat16, got {x.dtype=}")
+  form.check(x, w)
   if terms not in (1, 2, 3):
     raise ValueError(f"terms must be 1, 2 or 3, got {terms=}")
   _check(w)
@@ -111,13 +108,9 @@ def matmul(
 
 def _check(w: qtensor.QTensor) -> None:
   """Refuses what the kernel cannot read."""
-  for plane in (w.codes, *_labels(w)):
-    if not isinstance(plane, stored.Packed):
-      raise NotImplementedError(f"no kernel for {type(plane).__name__}")
-    if plane.axes != (-2,) or plane.lo or plane.bits > 8:
-      raise NotImplementedError(
-        f"no kernel for {plane.axes=}, {plane.lo=}, {plane.bits=}"
-      )
+  for plane in form.planes(w):
+    if plane.bits > 8:
+      raise NotImplementedError(f"no kernel for {plane.bits=}")
   for part in _parts(w):
     if not isinstance(part, (grids.Affine, grids.Codebook, grids.Tails)):
       raise NotImplementedError(f"no kernel for {type(part).__name__}")
@@ -139,13 +132,8 @@ def _parts(w: qtensor.QTensor) -> tuple[Any, ...]:
   return w.grid.grids if isinstance(w.grid, grids.Labelled) else (w.grid,)
 
 
-def _labels(w: qtensor.QTensor) -> tuple[Any, ...]:
-  """The plane of labels, if there is one."""
-  return (w.grid.labels,) if isinstance(w.grid, grids.Labelled) else ()
-
-
 def _label_bits(w: qtensor.QTensor) -> int:
-  return sum(plane.bits for plane in _labels(w))
+  return sum(plane.bits for plane in form.planes(w)[1:])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "terms", "interpret"))
@@ -179,7 +167,7 @@ def _matmul(
   else:
     tables = [_table(w, plan)]
   operands = [
-    *((a.words, tile * a.bits // 32) for a in (w.codes, *_labels(w))),
+    *((a.words, tile * a.bits // 32) for a in form.planes(w)),
     *((table, plan.fetched) for table in tables),
   ]
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import qtensor, stored
+from quantlab.core import qtensor, sparse
 from quantlab.kernels import backends, form
 
 Array = jax.Array
@@ -80,7 +80,7 @@ def _sum(rows: Array, terms: list[Any], contract: Any) -> Array | None:
   if not found:
     return None
   for term in left:
-    product = _sparse if isinstance(term, stored.Sparse) else _decoded
+    product = _sparse if isinstance(term, sparse.Sparse) else _decoded
     found.append(product(rows, term, contract))
   return functools.reduce(jnp.add, found)
 
@@ -103,9 +103,9 @@ def _decoded(rows: Array, w: Any, contract: tuple[int, ...]) -> Array:
   return jnp.dot(rows, dense, preferred_element_type=jnp.float32)
 
 
-def _sparse(rows: Array, w: stored.Sparse, contract: tuple[int, ...]) -> Array:
+def _sparse(rows: Array, w: sparse.Sparse, contract: tuple[int, ...]) -> Array:
   """Adds up the products of few values, without the dense tensor."""
-  at = jnp.unravel_index(w.index.astype(jnp.int32), w.shape)
+  at = w.places()
   outer = tuple(i for i in range(len(w.shape)) if i not in contract)
 
   def place(axes):

@@ -28,10 +28,10 @@ from jax.experimental.pallas import triton as pltriton
 import jax.numpy as jnp
 
 from quantlab.core import bits as layout
-from quantlab.core import grids, qtensor, stored
+from quantlab.core import grids, qtensor
+from quantlab.kernels import form, tuned
 from quantlab.kernels import triton_decode as decode
 from quantlab.kernels import triton_kernel as kernel
-from quantlab.kernels import tuned
 
 Array = jax.Array
 
@@ -106,6 +106,7 @@ def matmul(
 
   Example:
     >>> import numpy as np
+    >>> from quantlab.core import stored
     >>> codes = stored.Packed.pack(jnp.ones((256, 64)), 4, 0, (-2,))
     >>> one = jnp.ones((1, 64))
     >>> grid = grids.Affine(one / 2, one - 1, None)
@@ -114,7 +115,9 @@ def matmul(
     >>> np.unique(matmul(x, w, interpret=True)).tolist()
     [128.0]
   """
-  _check(x, w, terms)
+  form.check(x, w)
+  if terms not in (1, 3):
+    raise ValueError(f"terms must be 1 or 3, got {terms=}")
   most = _most_rows(w, terms)
   if config is None and x.shape[0] > most:
     raise NotImplementedError(f"at most {most} rows, got {x.shape=}")
@@ -165,34 +168,14 @@ def _most_rows(w: qtensor.QTensor, terms: int) -> int:
   return MOST_ROWS // 2 if full else MOST_ROWS
 
 
-def _check(x, w, terms):
-  if not isinstance(w, qtensor.QTensor):
-    raise NotImplementedError(f"one QTensor, got {type(w).__name__}")
-  if x.ndim != 2 or x.dtype != jnp.bfloat16:
-    raise ValueError(f"x is [M, K] bfloat16, got {x.dtype} of {x.shape=}")
-  if w.ndim != 2 or x.shape[1] != w.shape[0]:
-    raise ValueError(f"K differs: {x.shape=} {w.shape=}")
-  if terms not in (1, 3):
-    raise ValueError(f"a value is 1 or 3 bf16 numbers, got {terms=}")
-  for plane in _planes(w):
-    packed = isinstance(plane, stored.Packed) and plane.axes == (-2,)
-    if not packed or plane.lo:
-      raise NotImplementedError("codes and labels are packed along K, from 0")
-
-
 def _uniform(w) -> bool:
   return isinstance(w.grid, grids.Affine)
-
-
-def _planes(w) -> list[Any]:
-  labels = [w.grid.labels] if isinstance(w.grid, grids.Labelled) else []
-  return [w.codes, *labels]
 
 
 def _plan(rows, w, terms, config, interpret) -> kernel.Plan:
   depth, columns = w.shape
   block = layout.block_size(depth)
-  bits = tuple(plane.bits for plane in _planes(w))
+  bits = tuple(plane.bits for plane in form.planes(w))
   parts = _parts(w.grid)
   if not all(isinstance(part, TABLES) for part in parts):
     kinds = [type(part).__name__ for part in parts]
@@ -238,7 +221,7 @@ def _parts(grid) -> tuple[Any, ...]:
 def _matmul(plan: kernel.Plan, x: Array, w: qtensor.QTensor) -> Array:
   rows = x.shape[0]
   x = jnp.pad(x, ((0, tuned.padded(rows) - rows), (0, 0)))
-  words = tuple(plane.words for plane in _planes(w))
+  words = tuple(plane.words for plane in form.planes(w))
   if plan.terms:
     return _call(plan, x, words, (_tables(plan, w.grid),))[:rows]
   span = plan.span if plan.grouped else plan.group

@@ -8,7 +8,7 @@ knowing where they are, about 0.31 bit per weight as gaps in short symbols.
 
 import math
 
-from quantlab.core import base, gaps, numerics, stored
+from quantlab.core import base, gaps, numerics, sparse
 from quantlab.transforms import compose, labels, partition, plan, store
 
 
@@ -20,7 +20,7 @@ def icquant(
   gap_bits: int | None = None,
   shuffle: bool | None = None,
   rows: base.Granularity = numerics.per_output,
-  stream_rows: int = stored.STREAM_ROWS,
+  stream_rows: int = sparse.STREAM_ROWS,
 ) -> base.Quantizer:
   """Gives the outliers of each row a grid of their own.
 

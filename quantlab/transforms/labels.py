@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, gaps, grids, numerics, qtensor, stored, topk
+from quantlab.core import base, gaps, grids, numerics, qtensor, sparse, topk
 from quantlab.transforms import compose, levels
 
 Array = jax.Array
@@ -47,7 +47,7 @@ def outliers(
     count = gaps.num_marks(ratio, columns.shape[0])
     positions = topk.positions(topk.largest(columns, count), count)
     dims = tuple(x.shape[axis] for axis in axes)
-    return stored.Marks(positions, axes, dims)
+    return sparse.Marks(positions, axes, dims)
 
   return labeler
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, grids, numerics, qtensor, stored
+from quantlab.core import base, grids, numerics, qtensor, sparse, stored
 from quantlab.transforms import compose
 
 Array = jax.Array
@@ -152,7 +152,7 @@ def _merged(labels: Any, parts: list[Any]) -> grids.Labelled:
 
 
 def _is_qtensor(x: Any) -> bool:
-  return isinstance(x, (qtensor.QTensor, stored.Sparse))
+  return isinstance(x, (qtensor.QTensor, sparse.Sparse))
 
 
 @base.interned

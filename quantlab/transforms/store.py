@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantlab.core import base, gaps, grids, numerics, qtensor, stored
+from quantlab.core import base, gaps, grids, numerics, qtensor, sparse, stored
 from quantlab.transforms import compose
 
 Array = jax.Array
@@ -63,7 +63,7 @@ def gap_code(
   bits: int | None = None,
   *,
   shuffle: bool | None = None,
-  stream_rows: int = stored.STREAM_ROWS,
+  stream_rows: int = sparse.STREAM_ROWS,
 ) -> base.Quantizer:
   """Stores the positions of labelled elements in the gap code.
 
@@ -84,10 +84,10 @@ def gap_code(
 
   def coded(labels, count):
     del count
-    if not isinstance(labels, stored.Marks):
+    if not isinstance(labels, sparse.Marks):
       return labels
     ratio = labels.positions.shape[-1] / math.prod(labels.dims)
-    return stored.GapCoded.encode(
+    return sparse.GapCoded.encode(
       labels, bits or gaps.best_bits(ratio), shuffle, stream_rows
     )
 
@@ -168,10 +168,10 @@ def _compact(q):
     return q
   if isinstance(q, qtensor.QTensor) and isinstance(q.grid, grids.Raw):
     codes = q.codes.astype(q.dtype)
-    return stored.Sparse.from_dense(codes, q.grid.mask & (codes != 0))
+    return sparse.Sparse.from_dense(codes, q.grid.mask & (codes != 0))
   return _relabel(q, _trimmed)
 
 
 def _trimmed(labels, count):
   del count
-  return labels.trim() if isinstance(labels, stored.GapCoded) else labels
+  return labels.trim() if isinstance(labels, sparse.GapCoded) else labels

@@ -25,7 +25,7 @@ import quantlab as ql
 from quantlab import checkpoint
 from quantlab.checkpoint import folder as files
 from quantlab.checkpoint import structure
-from quantlab.core import base, grids, stored
+from quantlab.core import base, grids, sparse
 from quantlab.transforms import estimate, observe
 
 QUANTIZERS = {
@@ -102,7 +102,7 @@ TREES = {
     nn.LogicallyPartitioned(jnp.ones((2, 2)), ("embed", None)),
   ],
   "parts": lambda: [
-    stored.Marks(jnp.array([[1, 5]]), (-1,), (8,)),
+    sparse.Marks(jnp.array([[1, 5]]), (-1,), (8,)),
     grids.Raw(jnp.ones((), bool), tails=True),
     base.IntSpec(5, signed=False, symmetric=True, narrow=False),
   ],

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantlab.core import base, grids, qtensor, stored
 from quantlab.core import bits as layout
+from quantlab.core import grids, qtensor
 from quantlab.kernels import mosaic_decode, mosaic_gpu
 from tests import draws
+from tests.kernels import forms
 
 # bits, K, N, M, G: pairs of bits, blocks, groups and odd sizes.
 CASES = [
@@ -28,25 +29,13 @@ MORE = [
 ]
 
 
-def _weight(bits, k, n, cells):
-  rng = np.random.default_rng(bits)
-  codes = draws.integers((k, n), 0, 2**bits, seed=bits)
-  scale = jnp.asarray(rng.uniform(0.5, 2, (cells, n)), jnp.float32)
-  zero = jnp.asarray(rng.uniform(0, 2**bits - 1, (cells, n)), jnp.float32)
-  grid = grids.Affine(scale, zero, base.IntSpec(bits, signed=False))
-  packed = stored.Packed.pack(codes, bits, 0, (-2,))
-  return qtensor.QTensor(packed, grid, jnp.float32)
-
-
 def _check(bits, k, n, m, cells, config=None):
-  w = _weight(bits, k, n, cells)
+  w = forms.matrix("affine", bits, (k, n), cells=cells)
   x = draws.normal((m, k)).astype(jnp.bfloat16)
   out = mosaic_gpu.matmul(x, w, config=config, interpret=True)
-  x, dense = (np.asarray(a, np.float64) for a in (x, w.dequantize()))
   assert out.shape == (m, n)
   assert out.dtype == jnp.float32
-  error = np.abs(np.asarray(out) - x @ dense)
-  assert np.max(error / (np.abs(x) @ np.abs(dense))) < 1e-6
+  assert forms.error(out, x, w) < 1e-6
 
 
 @pytest.mark.parametrize(("bits", "k", "n", "m", "cells"), CASES)
@@ -116,14 +105,15 @@ def test_lowers_for_hopper(bits, k, m, cells):
   device = jax.sharding.AbstractDevice("NVIDIA H200", 1, "gpu")
   mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
   x = jax.ShapeDtypeStruct((m, k), jnp.bfloat16)
-  w = jax.eval_shape(functools.partial(_weight, bits, k, 64, cells))
+  make = functools.partial(forms.matrix, "affine", bits, (k, 64), cells=cells)
+  w = jax.eval_shape(make)
   with jax.sharding.use_abstract_mesh(mesh):
     lowered = mosaic_gpu.matmul.trace(x, w).lower(lowering_platforms=("cuda",))
   assert "mosaic_gpu" in lowered.as_text()
 
 
 def test_refusals():
-  w = _weight(4, 256, 64, 1)
+  w = forms.matrix("affine", 4, (256, 64))
   x = jnp.zeros((2, 256), jnp.bfloat16)
   with pytest.raises(ValueError, match=r"\(2, 128\).*\(256, 64\)"):
     mosaic_gpu.matmul(x[:, :128], w)
@@ -135,7 +125,7 @@ def test_refusals():
   with pytest.raises(NotImplementedError, match="Codebook"):
     mosaic_gpu.matmul(x, qtensor.QTensor(w.codes, book, jnp.float32))
   with pytest.raises(NotImplementedError, match="3 bits"):
-    mosaic_gpu.matmul(x[:, :128], _weight(3, 128, 8, 1))
+    mosaic_gpu.matmul(x[:, :128], forms.matrix("affine", 3, (128, 8)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from quantlab.core import base, grids, qtensor, stored
 from quantlab.kernels import triton
 from quantlab.kernels import triton_decode as decode
+from tests.kernels import forms
 
 SMALL = triton.Config(rows=64)
 SPLIT = triton.Config(rows=64, splits=2)
@@ -32,59 +33,19 @@ MORE = [
 ]
 
 
-def _packed(rng, bits, shape, count=None):
-  codes = rng.integers(0, count or 2**bits, shape)
-  return stored.Packed.pack(jnp.asarray(codes), bits, 0, (-2,))
-
-
-def _affine(rng, bits, shape):
-  scale, zero = rng.uniform(0.5, 1, shape), rng.uniform(0, 2**bits, shape)
-  scale, zero = jnp.float32(scale), jnp.float32(zero)
-  return grids.Affine(scale, zero, base.IntSpec(bits))
-
-
-def _grid(rng, form, bits, depth, cells):
-  affine = functools.partial(_affine, rng, bits, cells)
-  shape = (depth, cells[1])
-  if form == "affine":
-    return affine()
-  if form == "codebook":
-    levels = np.sort(rng.standard_normal((*cells, 2**bits)), axis=-1)
-    return grids.Codebook(jnp.float32(levels))
-  if form == "clusters":
-    labels = _packed(rng, 2, shape, 3)
-    return grids.Labelled(labels, (affine(), affine(), affine()))
-  tails = [_affine(rng, bits - 1, cells) for _ in range(2)]
-  tails = grids.Tails(*tails, base.IntSpec(bits))
-  return grids.Labelled(_packed(rng, 1, shape), (affine(), tails))
-
-
-def _weight(form, bits, depth, columns, groups=1):
-  rng = np.random.default_rng(0)
-  codes = _packed(rng, bits, (depth, columns))
-  grid = _grid(rng, form, bits, depth, (groups, columns))
-  return qtensor.QTensor(codes, grid, jnp.float32)
-
-
 def _activations(rows, depth, shift=0.0):
   draws = np.random.default_rng(1).standard_normal((rows, depth))
   return jnp.asarray(draws + shift, jnp.bfloat16)
 
 
-def _error(x, w, y):
-  """The largest error, relative to the sum of `|x| |w|`."""
-  x, w = np.asarray(x, np.float64), np.asarray(w.dequantize(), np.float64)
-  return np.max(np.abs(np.asarray(y) - x @ w) / (np.abs(x) @ np.abs(w)))
-
-
 def _check(form, bits, depth, columns, groups, rows, terms, config):
-  w = _weight(form, bits, depth, columns, groups)
+  w = forms.matrix(form, bits, (depth, columns), cells=groups)
   x = _activations(rows, depth, shift=1.0)
   y = triton.matmul(x, w, config=config, terms=terms, interpret=True)
   assert y.shape == (rows, columns)
   assert y.dtype == jnp.float32
   exact = form == "affine" or terms == 3
-  assert _error(x, w, y) < (1e-6 if exact else 2**-8)
+  assert forms.error(y, x, w) < (1e-6 if exact else 2**-8)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,7 +60,8 @@ def test_agrees_with_float64_more(case):
 
 
 def _lowered(form, bits, groups, rows):
-  w = jax.eval_shape(lambda: _weight(form, bits, 1024, 200, groups))
+  make = functools.partial(forms.matrix, form, bits, (1024, 200), cells=groups)
+  w = jax.eval_shape(make)
   x = jax.ShapeDtypeStruct((rows, 1024), jnp.bfloat16)
   device = jax.sharding.AbstractDevice("NVIDIA H200", 1, "gpu")
   mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
@@ -126,7 +88,7 @@ def test_units_cover_a_block_in_order():
 
 
 def test_asked_wrong():
-  w, x = _weight("affine", 4, 256, 8), _activations(2, 256)
+  w, x = forms.matrix("affine", 4, (256, 8)), _activations(2, 256)
   with pytest.raises(ValueError, match=r"x.shape=\(2, 128\)"):
     triton.matmul(x[:, :128], w)
   with pytest.raises(ValueError, match="float32"):
@@ -153,7 +115,7 @@ def test_asked_wrong():
   ],
 )
 def test_left_to_others(form, bits, depth, groups, rows):
-  w = _weight(form, bits, depth, 8, groups)
+  w = forms.matrix(form, bits, (depth, 8), cells=groups)
   with pytest.raises(NotImplementedError):
     triton.matmul(_activations(rows, depth), w)
 
@@ -164,9 +126,9 @@ def test_other_forms_are_left_to_others():
   w = qtensor.QTensor(codes, grid, jnp.float32)
   with pytest.raises(NotImplementedError, match="packed along K"):
     triton.matmul(_activations(1, 256), w)
-  with pytest.raises(NotImplementedError, match="one QTensor, got Sum"):
+  with pytest.raises(NotImplementedError, match="no kernel for Sum"):
     triton.matmul(_activations(1, 256), qtensor.Sum((w,)))
-  w = _weight("affine", 4, 256, 8)
+  w = forms.matrix("affine", 4, (256, 8))
   nested = qtensor.QTensor(w.codes, grids.Raw(), jnp.float32)
   with pytest.raises(NotImplementedError, match="Raw"):
     triton.matmul(_activations(1, 256), nested)

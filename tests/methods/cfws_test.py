@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.core import base, numerics, stored
+from quantlab.core import base, numerics, sparse
 from quantlab.methods import cfws
 from quantlab.transforms import estimate, fit
 from tests import draws
@@ -298,7 +298,7 @@ def test_fine_part_takes_any_method(fine):
     q.parts[1].dequantize(), alone, rtol=1e-4, atol=2e-5
   )
   if fine is ql.keep():
-    assert isinstance(q.parts[1], stored.Sparse)
+    assert isinstance(q.parts[1], sparse.Sparse)
     np.testing.assert_allclose(q.dequantize(), w, atol=2e-7)
 
 

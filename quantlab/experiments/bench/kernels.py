@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import quantlab as ql
-from quantlab.core import base, grids, qtensor, stored
+from quantlab.core import base, grids, qtensor, sparse, stored
 from quantlab.experiments.bench import peers, timing
 from quantlab.kernels import ops
 
@@ -127,7 +127,7 @@ def _sparse(shape: tuple[int, ...], keys: Iterator[Array], dtype: Any):
   index = jax.random.randint(next(keys), (count,), 0, 200)
   index += 200 * jnp.arange(count)
   values = jax.random.normal(next(keys), (count,), dtype)
-  return stored.Sparse(index.astype(jnp.uint32), values, shape)
+  return sparse.Sparse(index.astype(jnp.uint32), values, shape)
 
 
 class _Product(NamedTuple):

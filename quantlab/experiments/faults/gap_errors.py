@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantlab.core import flips, gaps, qtensor, stored
+from quantlab.core import flips, gaps, qtensor, sparse
 from quantlab.experiments.faults import bit_errors
 
 Array = jax.Array
@@ -35,7 +35,7 @@ class Streams(NamedTuple):
 
   symbols: np.ndarray
   used: np.ndarray
-  labels: stored.GapCoded
+  labels: sparse.GapCoded
 
   @property
   def nbits(self) -> int:
@@ -55,7 +55,7 @@ class Reach(NamedTuple):
   rows: np.ndarray
 
 
-def streams(labels: stored.GapCoded, rows: int) -> Streams:
+def streams(labels: sparse.GapCoded, rows: int) -> Streams:
   """Encodes the labels of a matrix anew.
 
   Args:
@@ -66,8 +66,8 @@ def streams(labels: stored.GapCoded, rows: int) -> Streams:
     ValueError: `rows` is below 1.
 
   Example:
-    >>> marks = stored.Marks(jnp.array([[3, 9]] * 128), (-2,), (16,))
-    >>> labels = stored.GapCoded.encode(marks, 4)
+    >>> marks = sparse.Marks(jnp.array([[3, 9]] * 128), (-2,), (16,))
+    >>> labels = sparse.GapCoded.encode(marks, 4)
     >>> [streams(labels, rows).symbols.shape for rows in (128, 1)]
     [(1, 256), (128, 2)]
   """
@@ -104,7 +104,7 @@ def plane(coded: Streams, symbols: Array) -> Array:
     lambda at: at,
     positions,
   )
-  return stored.Marks(positions, labels.axes, labels.dims).unpack()
+  return sparse.Marks(positions, labels.axes, labels.dims).unpack()
 
 
 def reach(coded: Streams, *, samples: int = 200, seed: int = 0) -> Reach:
@@ -209,5 +209,5 @@ def restreamed(params: PyTree, rows: int) -> dict[int, Streams]:
   return {
     i: streams(labels, rows)
     for i, labels in found.items()
-    if isinstance(labels, stored.GapCoded)
+    if isinstance(labels, sparse.GapCoded)
   }

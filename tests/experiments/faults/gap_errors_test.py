@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import quantlab as ql
-from quantlab.core import grids, stored
+from quantlab.core import grids, sparse
 from quantlab.experiments.faults import bit_errors, gap_errors
 
 
@@ -17,8 +17,8 @@ def _labels(shuffled):
   """128 rows of 120 elements, 6 of which are marked."""
   rng = np.random.default_rng(0)
   at = np.sort([rng.choice(120, 6, replace=False) for _ in range(128)])
-  marks = stored.Marks(jnp.asarray(at, jnp.int32), (-2,), (120,))
-  return stored.GapCoded.encode(marks, 5, shuffled).trim()
+  marks = sparse.Marks(jnp.asarray(at, jnp.int32), (-2,), (120,))
+  return sparse.GapCoded.encode(marks, 5, shuffled).trim()
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
