@@ -187,6 +187,27 @@ class State(NamedTuple):
   stats: PyTree = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Stateless:
+  """The `init` of a quantizer that keeps nothing between steps.
+
+  Whoever composes it need not run what comes before it to know its state.
+
+  Attributes:
+    state: it, a structure without arrays.
+
+  Example:
+    >>> Stateless()(q=None)
+    State(learned=(), stats=())
+  """
+
+  state: State = dataclasses.field(default_factory=State)
+
+  def __call__(self, q: Any) -> State:
+    """The state, whatever the tensor."""
+    return self.state
+
+
 class Quantizer(NamedTuple):
   """Refines a quantized tensor into a quantized tensor.
 

@@ -1,6 +1,7 @@
 """Series of quantizers of one tensor, and what a quantizer is placed on."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ def stage(function: Callable[[Any], Any]) -> Quantizer:
     [0.5, 0.5]
   """
   return Quantizer(
-    init=lambda q: State(),
+    init=base.Stateless(),
     apply=lambda q, state, key=None: (function(qtensor.lift(q)), ()),
   )
 
@@ -34,35 +35,35 @@ def keep() -> Quantizer:
 
 
 _KEEP = Quantizer(
-  init=lambda q: State(), apply=lambda q, state, key=None: (q, ())
+  init=base.Stateless(), apply=lambda q, state, key=None: (q, ())
 )
 
 
 @base.interned
 def series(*quantizers: Quantizer) -> Quantizer:
   """`chain` for quantizers of one tensor."""
+  count = len(quantizers)  # up to the last that may keep something
+  while count and isinstance(quantizers[count - 1].init, base.Stateless):
+    count -= 1
 
-  def every(q):
+  def first(count, q):
+    """The states of so many stages."""
     states = []
-    for quantizer in quantizers:
+    for i, quantizer in enumerate(quantizers[:count]):
       states.append(quantizer.init(q))
       # A later stage starts from the refined tensor. A random stage needs a
       # key even here; any will do, since only the structure is kept.
-      q, _ = quantizer.apply(q, states[-1], jax.random.key(0))
-    return gather(states)
+      if i < count - 1:
+        q, _ = quantizer.apply(q, states[-1], jax.random.key(0))
+    return states
 
   def init(q):
     # Only what a stage keeps is computed, and what that starts from.
-    states = [
-      part for _, part, _ in scatter(quantizers, jax.eval_shape(every, q), None)
-    ]
-    keeps = [i for i, state in enumerate(states) if jax.tree.leaves(state)]
-    last = max(keeps, default=-1)
-    for i in range(last + 1):
-      states[i] = quantizers[i].init(q)
-      if i < last:
-        q, _ = quantizers[i].apply(q, states[i], jax.random.key(0))
-    return gather(states)
+    shapes = jax.eval_shape(functools.partial(first, count), q)
+    kept = [i for i, state in enumerate(shapes) if jax.tree.leaves(state)]
+    known = max(kept, default=-1) + 1
+    rest = [quantizer.init(q) for quantizer in quantizers[count:]]
+    return gather([*first(known, q), *shapes[known:], *rest])
 
   def apply(q, state, key=None):
     stats = []
@@ -82,17 +83,33 @@ def series(*quantizers: Quantizer) -> Quantizer:
     return series(*parts), gather(states)
 
   settles = any(quantizer.settle is not None for quantizer in quantizers)
-  return Quantizer(init, apply, settle if settles else None)
+  return Quantizer(
+    stateless(quantizers) or init, apply, settle if settles else None
+  )
 
 
-def needed(init: Callable[[Any], State]) -> Callable[[Any], State]:
-  """The same, which computes nothing where nothing is kept."""
+def stateless(quantizers: Sequence[Quantizer]) -> base.Stateless | None:
+  """The `init` of parts of which none keeps anything."""
+  states = []
+  for quantizer in quantizers:
+    if not isinstance(quantizer.init, base.Stateless):
+      return None
+    states.append(quantizer.init.state)
+  return base.Stateless(gather(states))
 
-  def init_or_shape(q):
-    shapes = jax.eval_shape(init, q)
-    return init(q) if jax.tree.leaves(shapes) else shapes
 
-  return init_or_shape
+def init_of(
+  quantizer: Quantizer, part: Callable[[Any], Any]
+) -> Callable[[Any], State]:
+  """The `init` of a quantizer of a part, which is computed if it is needed."""
+  if isinstance(quantizer.init, base.Stateless):
+    return quantizer.init
+
+  def init(q):
+    shapes = jax.eval_shape(lambda q: quantizer.init(part(q)), q)
+    return quantizer.init(part(q)) if jax.tree.leaves(shapes) else shapes
+
+  return init
 
 
 def gather(states: Sequence[State]) -> State:
@@ -117,7 +134,7 @@ def scatter(
 def lifted(quantizer: Quantizer) -> Quantizer:
   """The same for float arrays too, which count as trivial tensors."""
   return Quantizer(
-    init=needed(lambda q: quantizer.init(qtensor.lift(q))),
+    init=init_of(quantizer, qtensor.lift),
     apply=lambda q, state, key=None: quantizer.apply(
       qtensor.lift(q), state, key
     ),
@@ -150,7 +167,7 @@ def window(
     part, stats = quantizer.apply(part, state, key)
     return qtensor.Window(part, *where), stats
 
-  return lifted(Quantizer(lambda q: quantizer.init(cut(q)[0]), apply))
+  return lifted(Quantizer(init_of(quantizer, lambda q: cut(q)[0]), apply))
 
 
 def by_shape(choose: Callable[[tuple[int, ...]], Quantizer]) -> Quantizer:
@@ -192,7 +209,8 @@ def stacked(quantizer: Quantizer) -> Quantizer:
     axes = (_leading(q), 0, None if key is None else 0)
     return jax.vmap(quantizer.apply, in_axes=axes)(q, state, keys)
 
-  return Quantizer(init, apply)
+  nothing = isinstance(quantizer.init, base.Stateless)
+  return Quantizer(quantizer.init if nothing else init, apply)
 
 
 def _leading(q: Any) -> Any:

@@ -50,7 +50,7 @@ def bit_errors(rate: float) -> base.Quantizer:
       raise ValueError("a stage of bit errors needs a PRNG key, got key=None")
     return flip_codes(qtensor.lift(q), rate, key), ()
 
-  return base.Quantizer(init=lambda q: base.State(), apply=apply)
+  return base.Quantizer(init=base.Stateless(), apply=apply)
 
 
 def flip_codes(tree: PyTree, rate: Any, key: Array) -> PyTree:

@@ -43,7 +43,7 @@ def _parallel(
       stats.append(part_stats)
     return join(context, out), tuple(stats)
 
-  return Quantizer(init, apply)
+  return Quantizer(compose.stateless(quantizers) or init, apply)
 
 
 @base.interned
@@ -218,7 +218,8 @@ def exact(labeler: base.Labeler, inner: Quantizer) -> Quantizer:
     rest = qtensor.QTensor(rest, _masked(raw, far), q.dtype)
     return qtensor.Sum((part, rest)), stats
 
-  return compose.lifted(Quantizer(lambda q: inner.init(divide(q)[-1]), apply))
+  init = compose.init_of(inner, lambda q: divide(q)[-1])
+  return compose.lifted(Quantizer(init, apply))
 
 
 def _masked(raw: grids.Raw, inside: Array) -> grids.Raw:

@@ -75,7 +75,7 @@ def stochastic() -> base.Quantizer:
 
     return _rounded(qtensor.lift(q), rounding), ()
 
-  return base.Quantizer(init=lambda q: base.State(), apply=apply)
+  return base.Quantizer(init=base.Stateless(), apply=apply)
 
 
 def _rounded(q, rounding, margin=0.0):
