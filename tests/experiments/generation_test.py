@@ -13,7 +13,11 @@ from quantlab.transforms import plan
 
 CONFIG = generation.SIZES["small"]["bytes"]
 ENCODER = generation.SIZES["small"]["minilm"]
-PACKED = ("rtn 4-bit", "icquant 2-bit", "easyquant 4-bit")
+PACKED = (
+  "icquant 2-bit",
+  pytest.param("rtn 4-bit", marks=pytest.mark.study),
+  pytest.param("easyquant 4-bit", marks=pytest.mark.study),
+)
 
 
 def _dense_bytes(params):
