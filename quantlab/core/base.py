@@ -215,7 +215,7 @@ class Quantizer(NamedTuple):
   whose codes are its values.
 
   Attributes:
-    init: `init(q) -> State`.
+    init: `init(q) -> State`; a `Stateless` where nothing is kept.
     apply: `apply(q, state, key=None) -> (q, stats)`. `key` is `None` or a PRNG
       key; a random stage raises `ValueError` without one.
     settle: `settle(q, state) -> (quantizer, state)`, for a quantizer whose form
