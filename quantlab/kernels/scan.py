@@ -14,6 +14,7 @@ block, S runs of a block, C word rows of a step, G grid cells along K.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -46,6 +47,9 @@ BESIDE = 4
 _LOOP_TERMS = 64
 """Codes that a step decodes for one output, at most, where it is one loop."""
 
+_SELECTED = 16
+"""Up to so many levels, a table is looked up by the bits of a code."""
+
 
 @jax.jit
 def matmul(x: Array, w: qtensor.QTensor) -> Array:
@@ -68,6 +72,7 @@ def matmul(x: Array, w: qtensor.QTensor) -> Array:
   if rows > RUN_ROWS[isinstance(w.grid, grids.Affine)] and small:
     raise NotImplementedError(f"{w.size} weights are few for {rows} rows")
   plan = _plan(x.shape[0], w)
+  w = dataclasses.replace(w, grid=_for_lookup(w.grid, w.codes.bits))
   body = functools.partial(_step, w=w, words=_words(w, plan), plan=plan)
   start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
   total, _ = jax.lax.scan(body, start, (_places(plan), _in_steps(x, plan)))
@@ -118,6 +123,23 @@ def _plan(num_rows: int, w: qtensor.QTensor) -> _Plan:
       rows //= 2
   blocks = w.shape[0] // block
   return _Plan(runs, block, blocks, rows, cell, label_bits, label_rows, product)
+
+
+class _Levels(NamedTuple):
+  """A `Codebook` as a step reads it, `[G, levels, N]`: columns lie together."""
+
+  values: Array
+
+
+def _for_lookup(grid: Any, bits: int) -> Any:
+  if isinstance(grid, grids.Labelled):
+    parts = tuple(_for_lookup(part, bits) for part in grid.grids)
+    return grids.Labelled(grid.labels, parts)
+  if not isinstance(grid, grids.Codebook) or 2**bits > _SELECTED:
+    return grid
+  levels = jnp.moveaxis(grid.levels, -1, 1)
+  missing = 2**bits - levels.shape[1]
+  return _Levels(jnp.pad(levels, ((0, 0), (0, missing), (0, 0)), mode="edge"))
 
 
 class _Place(NamedTuple):
@@ -206,16 +228,39 @@ def _decode(w, words, place, s, plan):
   if isinstance(w.grid, grids.Affine):
     return values, cell(w.grid.scale)
   levels = np.float32(2**run.bits)
-  values = [value * levels - levels for value in values]
+  codes = [value * levels - levels for value in values]
+  parts = (w.grid,) if labels is None else w.grid.grids
+  parts = jax.tree.map(cell, parts)
+  found = [
+    [_value(part, codes[half], _bits(rows, run, half)) for part in parts]
+    for half in range(2)
+  ]
   if labels is None:
-    grid = jax.tree.map(cell, w.grid)
-    return [grid.decode(codes) for codes in values], 1
-  each = jax.tree.map(cell, w.grid.grids)
+    return [only for (only,) in found], 1
   marks = _labels(labels, place, run, plan)
+  return [grids.select(*each) for each in zip(marks, found, strict=True)], 1
+
+
+def _value(part, codes, bits):
+  """`[C, N]` values of codes, given as numbers and as bits."""
+  if not isinstance(part, _Levels):
+    return part.decode(codes)
+  found = [part.values[:, i] for i in range(part.values.shape[1])]
+  for bit in bits:  # half of those that are left
+    found = [
+      jnp.where(bit, odd, even)
+      for even, odd in zip(found[::2], found[1::2], strict=True)
+    ]
+  return found[0]
+
+
+def _bits(rows, run, half):
+  """The bits `[C, N]` of codes in one half of the words, the lowest first."""
   return [
-    grids.select(mark, [grid.decode(codes) for grid in each])
-    for mark, codes in zip(marks, values, strict=True)
-  ], 1
+    (words & np.uint32(1 << (piece.shift + 16 * half + i))) != 0
+    for piece, words in zip(run.pieces, rows, strict=True)
+    for i in range(piece.width)
+  ]
 
 
 def _rows(words, block, row, count):
