@@ -128,7 +128,7 @@ def _sorted(rows: Array, weight: Array) -> tuple[Array, Array]:
 def _quantile(x: Array, reached: Array, q: float) -> Array:
   """Linear between sorted elements `[R, E]`, each repeated as it counts."""
   reached = reached.astype(x.dtype)
-  place = q * (reached[:, -1:] - 1)
+  place = numerics.uncontracted(q * (reached[:, -1:] - 1))
 
   def first(values, after):
     return jnp.min(jnp.where(reached > after, values, jnp.inf), axis=1)
@@ -139,7 +139,7 @@ def _quantile(x: Array, reached: Array, q: float) -> Array:
   part = place[:, 0] - (end - 1)
   between = (part > 0) & jnp.isfinite(upper)
   rise = jnp.where(between, upper, lower) - lower
-  return lower + jnp.where(between, part * rise, 0)
+  return lower + numerics.uncontracted(jnp.where(between, part * rise, 0))
 
 
 def mse(
