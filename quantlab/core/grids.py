@@ -273,7 +273,7 @@ class Labelled:
 
   Attributes:
     labels: a plane of small integers of the tensor's shape, or a stored form
-      of one (see `quantlab.core.stored`).
+      of one (see `quantlab.core.stored` and `quantlab.core.sparse`).
     grids: the grid of each label.
   """
 

@@ -13,11 +13,7 @@ from quantlab.transforms import plan
 
 CONFIG = generation.SIZES["small"]["bytes"]
 ENCODER = generation.SIZES["small"]["minilm"]
-PACKED = (
-  "icquant 2-bit",
-  pytest.param("rtn 4-bit", marks=pytest.mark.study),
-  pytest.param("easyquant 4-bit", marks=pytest.mark.study),
-)
+PACKED = ("rtn 4-bit", "icquant 2-bit", "easyquant 4-bit")
 
 
 def _dense_bytes(params):

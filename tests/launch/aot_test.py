@@ -20,6 +20,7 @@ needs_packages = pytest.mark.skipif(bool(aot.missing()), reason=aot.missing())
 # Of each target's kernels; the others are a study.
 KERNELS = {
   "h200": (
+    "triton, 4-bit, blocks of 128, M=16",
     "triton, ICQuant 2-bit",
     "mosaic_gpu, 2-bit, M=16",
   ),

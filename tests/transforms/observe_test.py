@@ -533,13 +533,7 @@ def _errors_of_streams():
   return run
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    *("stationary", "drop"),
-    *(pytest.param(n, marks=pytest.mark.study) for n in ("decay", "growth")),
-  ],
-)
+@pytest.mark.parametrize("name", STREAMS)
 def test_ranges_of_drifting_gradients(name):
   scales = np.float32(STREAMS[name](np.arange(600)))
   errors = _errors_of_streams()(scales, _laplace())
